@@ -1,0 +1,64 @@
+# Everything here sets itself up: the environment is .venv in this checkout, made from pyproject.toml.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+VLLM_PYTHON ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve chat test lint typecheck unit demo-model bench-engine clean
+
+help:  ## say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "penstock: needs Python 3.11 to 3.13, but $(PYTHON) is $$($(PYTHON) -V 2>&1); say which with make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "penstock: making the environment in $(VENV) (once; a few minutes)" >&2
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "penstock: could not make it; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# torch comes first and pinned: what follows is then satisfied by it and pulls in no other build.
+$(VENV)/.serve: pyproject.toml | $(BIN)/python
+	@echo "penstock: installing $(TORCH) and what serving needs" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	@echo "penstock: installing what the tests need" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,gpu]'
+	@touch $@
+
+serve: $(VENV)/.serve  ## serve the demo model on 127.0.0.1:8000 (ARGS="--port 9000 ./folder" for more)
+	@exec $(BIN)/penstock serve $(ARGS)
+
+chat: $(VENV)/.serve  ## talk to what `make serve` serves
+	@exec $(BIN)/penstock chat $(ARGS)
+
+test: lint typecheck unit  ## lint, check types, run the whole suite, report coverage
+
+lint: $(VENV)/.dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/.dev  ## mypy, strict, tests included
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev  ## the suite alone (ARGS="tests/engine -k loader" for a part)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report | tail -n 40
+
+demo-model: $(VENV)/.dev  ## train the demo model again, from nothing, and judge it
+	$(BIN)/python -m engine.demo.train $(ARGS)
+	$(BIN)/python -m engine.demo.evaluate
+
+bench-engine: $(VENV)/.dev  ## our engine beside transformers and, with VLLM_PYTHON=…, vLLM
+	$(BIN)/python -m bench.engine $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON)) $(ARGS)
+
+clean:  ## remove the environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurements: peers side by side, kernels against their floors, load tests."""

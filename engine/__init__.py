@@ -1,0 +1,1 @@
+"""A worker: one process, one model, one device."""

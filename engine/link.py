@@ -1,0 +1,251 @@
+"""Which messages do a gateway and a worker exchange, and how are they framed?
+
+A link is one stream connection (a Unix socket on one host, TCP across hosts) between one gateway process and one
+worker, and carries every request between the two. A frame is a 4-byte little-endian length and a msgpack map whose
+``type`` names the message. Both sides ignore fields that they don't know and fill in the defaults of those that are
+missing, so that a fleet can be upgraded worker by worker; `PROTOCOL` counts the changes that break this.
+
+On connecting, the worker speaks first: `Progress` while it still loads, then `Hello`, after which it accepts
+`Submit`. Each request ends with exactly one `Output` that has a ``finish`` or one `Failed`, unless the gateway
+aborted it: an aborted request is never heard of again.
+
+Times are durations in seconds. Neither side ever sees the other's clock.
+"""
+
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import msgspec
+
+PROTOCOL: Final = 1
+MAX_FRAME: Final = 64 * 1024 * 1024
+
+Finish = Literal["stop", "length"]
+FailureCode = Literal["context_length_exceeded", "invalid_request", "overloaded", "draining", "internal"]
+
+
+class LinkError(ConnectionError):
+    """The peer sent bytes that are no frame of this protocol; the connection can't be used any more."""
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a request's tokens are drawn. The defaults mean "off"; greedy is ``temperature == 0``."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class Slo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """When tokens are due: token ``j`` at arrival + ``ttft`` + ``j`` x ``tpot`` (seconds)."""
+
+    ttft: float
+    tpot: float
+
+
+class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
+    """Begin a request. ``id`` is the gateway's own number, unique on its connection for as long as it is open.
+
+    ``tokens`` is the prompt: token ids as little-endian int32. ``age`` is how long the request has waited already.
+    ``tenant`` is who is owed service under fairness; ``salt`` keeps a prefix cache entry among its equals.
+    """
+
+    id: int
+    tokens: bytes
+    sampling: Sampling
+    tenant: str = ""
+    priority: int = 0
+    age: float = 0.0
+    slo: Slo | None = None
+    salt: str = ""
+    adapter: str = ""
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Forget these requests at once. Unknown ids are no fault: they may have finished meanwhile."""
+
+    ids: list[int]
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Finish what was submitted, refuse what comes, then exit with status 0."""
+
+
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
+    """The worker is still starting: ``done`` of ``total`` units (bytes, kernels) of ``stage``."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag="hello"):
+    """The worker is ready. ``folder`` is where the gateway finds the tokenizer and the chat template.
+
+    ``kv_tokens`` is what the KV pool holds in all; ``max_model_len`` bounds prompt plus answer of one request.
+    ``defaults`` are the sampling fields that the model's ``generation_config.json`` sets.
+    """
+
+    protocol: int
+    model: str
+    folder: str
+    pid: int
+    device: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    kv_tokens: int
+    max_running: int
+    engine: str = "native"
+    eos_token_ids: tuple[int, ...] = ()
+    defaults: dict[str, float] = {}
+    kv_events: str = ""
+    kv_replay: str = ""
+    capabilities: tuple[str, ...] = ()
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What one step brought one request: its new tokens, each with log-probability and entropy (nats).
+
+    The log-probability and the entropy are those of the model's own distribution, before temperature and filters.
+    ``cached`` (prompt tokens found in the prefix cache) and ``queued`` (seconds from arrival to the first step)
+    are set on a request's first output only. Encoded as an array: fields may only be appended.
+    """
+
+    id: int
+    tokens: list[int]
+    logprobs: list[float]
+    entropies: list[float]
+    finish: Finish | None = None
+    cached: int = 0
+    queued: float = 0.0
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
+    """All that one engine step brought to this connection's requests. ``seconds`` is how long the step took."""
+
+    outputs: list[Output]
+    seconds: float = 0.0
+
+
+class Load(msgspec.Struct, frozen=True, omit_defaults=True, tag="load"):
+    """How busy the worker is; sent when it changed, at most every 50 ms.
+
+    ``waiting_tokens`` is prefill still to be computed, ``backlog`` the predicted seconds until it has been.
+    ``prefill_rate`` is in tokens/s. The ``*_total`` fields count from the worker's start.
+    """
+
+    waiting: int
+    running: int
+    waiting_tokens: int
+    kv_used: int
+    kv_total: int
+    backlog: float
+    prefill_rate: float = 0.0
+    steps_total: int = 0
+    prompt_tokens_total: int = 0
+    cached_tokens_total: int = 0
+    output_tokens_total: int = 0
+    preemptions_total: int = 0
+
+
+class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
+    """A request that ends without an answer, and why, in words for the person who sent it."""
+
+    id: int
+    code: FailureCode
+    message: str
+    retry_after: float = 0.0
+
+
+ToWorker = Submit | Abort | Drain
+ToGateway = Progress | Hello | Step | Load | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_to_gateway = msgspec.msgpack.Decoder(ToGateway)
+
+
+def frame(message: ToWorker | ToGateway) -> bytearray:
+    """The bytes that carry ``message``: ready to be written to the connection."""
+    out = bytearray(4)
+    _encoder.encode_into(message, out, 4)
+    out[:4] = (len(out) - 4).to_bytes(4, "little")
+    return out
+
+
+class FrameReader:
+    """Cuts a byte stream into frames. ``feed`` it what was read, and it yields the payloads that are complete."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+        """Yield each complete payload.
+
+        Raises:
+            LinkError: a frame claims more than `MAX_FRAME` bytes.
+        """
+        buffer = self._buffer
+        buffer += data
+        start, end = 0, len(buffer)
+        try:
+            while end - start >= 4:
+                length = int.from_bytes(buffer[start : start + 4], "little")
+                if length > MAX_FRAME:
+                    raise LinkError(f"a frame claims {length} bytes, more than the {MAX_FRAME} allowed")
+                if end - start - 4 < length:
+                    break
+                payload = bytes(buffer[start + 4 : start + 4 + length])
+                start += 4 + length
+                yield payload
+        finally:
+            del buffer[:start]
+
+
+def decode_to_worker(payload: bytes) -> ToWorker:
+    """Decode a frame that a gateway sent.
+
+    Raises:
+        LinkError: the payload is no message to a worker.
+    """
+    try:
+        return _to_worker.decode(payload)
+    except msgspec.DecodeError as error:
+        raise LinkError(f"not a message to a worker: {error}") from error
+
+
+def decode_to_gateway(payload: bytes) -> ToGateway:
+    """Decode a frame that a worker sent.
+
+    Raises:
+        LinkError: the payload is no message to a gateway.
+    """
+    try:
+        return _to_gateway.decode(payload)
+    except msgspec.DecodeError as error:
+        raise LinkError(f"not a message to a gateway: {error}") from error
+
+
+def parse_address(address: str) -> tuple[Literal["unix"], str] | tuple[Literal["tcp"], tuple[str, int]]:
+    """Split ``unix:/path/to.sock`` or ``tcp://host:port``.
+
+    Raises:
+        ValueError: the address is neither.
+    """
+    if address.startswith("unix:") and len(address) > 5:
+        return "unix", address[5:]
+    if address.startswith("tcp://"):
+        host, colon, port = address[6:].rpartition(":")
+        if colon and host and port.isdigit() and int(port) < 65536:
+            return "tcp", (host.strip("[]"), int(port))
+    raise ValueError(f"{address!r} is no address: expected unix:/path/to.sock or tcp://host:port")

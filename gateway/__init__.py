@@ -1,0 +1,1 @@
+"""The HTTP edge: all that a client or an operator touches."""
