@@ -1,0 +1,171 @@
+"""What happens in one engine step, and what is an engine made of?
+
+An engine is a scheduler, which says what runs next, and a runner, which runs it. It knows neither sockets nor clients:
+the worker drives it for gateways, and a benchmark drives it directly.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from scheduler.batch import Plan, Scheduler, SchedulerConfig
+from scheduler.blocks import BlockEvent, BlockPool
+from scheduler.steptime import StepTime
+
+from engine.config import ModelConfig, choose_dtype, load_config, resolve_model
+from engine.link import Load, Sampling
+from engine.loader import load_model
+from engine.memory import kv_budget
+from engine.options import WorkerOptions
+from engine.runner import Job, Runner, kv_bytes_per_block
+
+log = logging.getLogger(__name__)
+
+
+class Drawn(NamedTuple):
+    """A token that a step drew for a job; log-probability and entropy in nats."""
+
+    job: Job
+    token: int
+    logprob: float
+    entropy: float
+
+
+class Outcome(NamedTuple):
+    """What one step brought, and how many seconds it took."""
+
+    drawn: list[Drawn]
+    plan: Plan[Job]
+    seconds: float
+
+
+@dataclass(slots=True)
+class Engine:
+    """One model on one device, answering many requests at a time.
+
+    Only safe to use from one thread.
+    """
+
+    name: str
+    folder: Path
+    config: ModelConfig
+    device: str
+    dtype: str
+    max_model_len: int
+    pool: BlockPool
+    scheduler: Scheduler[Job]
+    runner: Runner
+
+    @classmethod
+    def build(cls, options: WorkerOptions, progress: Callable[[str, int, int], None]) -> "Engine":
+        """Load the model and make it ready to answer; ``progress`` is called with (stage, done, total).
+
+        Raises:
+            UnsupportedModel: the architecture isn't one of ours.
+            ModelFault: the folder's files are missing, damaged or don't fit each other.
+            ValueError: the options don't fit the model or the machine.
+        """
+        folder = resolve_model(options.model)
+        config = load_config(folder)
+        device = _choose_device(options.device)
+        dtype = choose_dtype(options.dtype, device)
+        longest = config.max_position_embeddings
+        if options.max_model_len is not None and options.max_model_len > longest:
+            raise ValueError(
+                f"--max-model-len {options.max_model_len}: the model was made for at most {longest} tokens"
+            )
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        model = load_model(folder, config, device, dtype, progress)
+        budget = kv_budget(
+            device=device,
+            bytes_per_block=kv_bytes_per_block(config, options.block_size, dtype),
+            block_size=options.block_size,
+            longest=longest,
+            max_model_len=options.max_model_len,
+            max_running=options.max_running,
+            asked=options.kv_memory,
+        )
+        tokens = budget.blocks * options.block_size
+        log.info("KV cache: %.0f MiB, %s tokens (%s)", budget.bytes / 2**20, f"{tokens:,}", budget.reason)
+        if options.max_model_len is None and budget.max_model_len < longest:
+            log.info("context: %s of the model's %s tokens, as the KV cache holds", budget.max_model_len, longest)
+        runner = Runner(model, budget.blocks, options.block_size)
+        runner.warm_up(progress)
+        pool = BlockPool(budget.blocks, options.block_size, record_events=options.kv_events is not None)
+        scheduler: Scheduler[Job] = Scheduler(SchedulerConfig(max_running=options.max_running), pool, StepTime())
+        name = options.name or (options.model.rstrip("/").rpartition("/")[2] if options.model else folder.parent.name)
+        return cls(
+            name,
+            folder,
+            config,
+            device,
+            str(dtype).removeprefix("torch."),
+            budget.max_model_len,
+            pool,
+            scheduler,
+            runner,
+        )
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a KV block."""
+        return self.pool.block_size
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV pool holds in all."""
+        return self.pool.num_blocks * self.pool.block_size
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.busy
+
+    def stop_ids(self, sampling: Sampling) -> frozenset[int]:
+        """The tokens that end a request: its own, and the model's unless it ignores them."""
+        own = frozenset(sampling.stop_token_ids)
+        return own if sampling.ignore_eos else own.union(self.config.eos_token_ids)
+
+    def add(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            ValueError: it can never fit the KV pool.
+        """
+        self.scheduler.add(job, time.monotonic())
+
+    def abort(self, uid: int) -> None:
+        """Forget a job and free its blocks, wherever it is; an unknown one is no fault."""
+        self.scheduler.abort(uid)
+
+    def step(self) -> Outcome | None:
+        """Run what is due. None when nothing was."""
+        start = time.monotonic()
+        plan = self.scheduler.schedule(start)
+        if not plan.slices:
+            return None
+        result = self.runner.execute(plan)
+        end = time.monotonic()
+        self.scheduler.commit(plan, result.tokens, end, end - start)
+        jobs = [piece.request for piece in plan.slices if piece.samples]
+        drawn = list(map(Drawn, jobs, result.tokens, result.logprobs, result.entropies))
+        return Outcome(drawn, plan, end - start)
+
+    def load(self, now: float) -> Load:
+        """How busy the engine is."""
+        return Load(**self.scheduler.load(now)._asdict())
+
+    def take_events(self) -> list[BlockEvent]:
+        """What became of KV blocks since the last call."""
+        return self.pool.take_events()
+
+
+def _choose_device(asked: str) -> str:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device here; use --device cpu, or install a CUDA build")
+    return "cpu" if asked == "auto" else asked

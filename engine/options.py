@@ -1,0 +1,168 @@
+"""What can be told to a worker when it starts?
+
+The same options serve ``penstock worker`` and ``python -m engine.worker``, which is how a gateway starts its own.
+Importing this module is cheap: torch comes in only when `run` does.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.link import parse_address
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Sizes are in bytes, times in seconds; None means that the worker decides and says what it chose."""
+
+    listen: str
+    model: str | None = None
+    name: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    max_model_len: int | None = None
+    max_running: int = 128
+    kv_memory: int | None = None
+    block_size: int = 16
+    threads: int | None = None
+    ttft: float = 1.0
+    tpot: float = 0.05
+    kv_events: str | None = None
+    kv_replay: str | None = None
+    parent_pid: int | None = None
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``2GiB``, ``500MB``, ``1.5G`` or a plain number.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if match is None:
+        raise ValueError(f"{text!r} is no size: write 2GiB, 500MB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Put every option of `WorkerOptions` on ``parser``."""
+    add = parser.add_argument
+    add(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a folder in Hugging Face format, or a hub id; default: the demo model",
+    )
+    add(
+        "--listen",
+        metavar="ADDRESS",
+        type=_address,
+        required=True,
+        help="where gateways connect: unix:/path/to.sock",
+    )
+    add("--name", help="the model's name for clients; default: that of the folder")
+    add(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where the model runs (default: auto)",
+    )
+    add(
+        "--dtype",
+        choices=["auto", "bfloat16", "float32"],
+        default="auto",
+        help="of weights and KV cache (default: auto)",
+    )
+    add(
+        "--max-model-len",
+        metavar="TOKENS",
+        type=_positive,
+        help="longest prompt plus answer; default: the model's own",
+    )
+    add(
+        "--max-running",
+        metavar="N",
+        type=_positive,
+        default=128,
+        help="most requests in one step (default: 128)",
+    )
+    add(
+        "--kv-memory",
+        metavar="SIZE",
+        type=_size,
+        help="of the KV cache, such as 2GiB; default: by what is free",
+    )
+    add("--block-size", metavar="TOKENS", type=_positive, default=16, help="of a KV cache block (default: 16)")
+    add("--threads", metavar="N", type=_positive, help="for the model's arithmetic; default: every core")
+    add("--ttft", metavar="SECONDS", type=_seconds, default=1.0, help="when a first token is due (default: 1)")
+    add(
+        "--tpot",
+        metavar="SECONDS",
+        type=_seconds,
+        default=0.05,
+        help="when each further one is due (default: 0.05)",
+    )
+    add(
+        "--kv-events",
+        metavar="ENDPOINT",
+        help="publish KV events here over ZeroMQ, such as tcp://127.0.0.1:5557",
+    )
+    add("--kv-replay", metavar="ENDPOINT", help="answer requests for missed KV events here")
+    add(
+        "--parent-pid",
+        metavar="PID",
+        type=_positive,
+        help="stop when this process, which must be our parent, has gone",
+    )
+
+
+def from_args(args: argparse.Namespace) -> WorkerOptions:
+    """The options in ``args``, as `add_arguments` defined them."""
+    return WorkerOptions(**{field: getattr(args, field) for field in WorkerOptions.__slots__})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a worker with the options in ``args``; returns its exit status."""
+    from engine.worker import run_worker
+
+    return run_worker(from_args(args))
+
+
+def _address(text: str) -> str:
+    try:
+        kind, _ = parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if kind != "unix":
+        raise argparse.ArgumentTypeError(f"{text!r}: a worker listens on a Unix socket only, such as unix:/run/w0.sock")
+    return text
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return value

@@ -1,0 +1,54 @@
+import argparse
+
+import pytest
+
+from engine.options import WorkerOptions, add_arguments, from_args, parse_size
+
+
+def parse(*words: str) -> WorkerOptions:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return from_args(parser.parse_args(words))
+
+
+def test_defaults_are_those_of_the_struct() -> None:
+    assert parse("--listen", "unix:/tmp/x") == WorkerOptions(listen="unix:/tmp/x")
+
+
+def test_everything_given() -> None:
+    words = (
+        "./m --listen unix:/x --name n --device cpu --dtype float32 --max-model-len 100 --max-running 3 "
+        "--kv-memory 2MiB --block-size 8 --threads 2 --ttft 0.5 --tpot 0.1 --kv-events tcp://127.0.0.1:1 --kv-replay tcp://127.0.0.1:2 "
+        "--parent-pid 7"
+    )
+    assert parse(*words.split()) == WorkerOptions(
+        listen="unix:/x", model="./m", name="n", device="cpu", dtype="float32", max_model_len=100, max_running=3,
+        kv_memory=2 * 2**20, block_size=8, threads=2, ttft=0.5, tpot=0.1, kv_events="tcp://127.0.0.1:1",
+        kv_replay="tcp://127.0.0.1:2", parent_pid=7,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--listen nowhere", "expected unix:"),
+        ("--listen tcp://127.0.0.1:80", "a Unix socket only"),
+        ("--listen unix:/x --kv-memory lots", "'lots' is no size"),
+        ("--listen unix:/x --max-running 0", "'0' is no whole number above 0"),
+        ("--listen unix:/x --max-running x", "'x' is no whole number above 0"),
+        ("--listen unix:/x --ttft nan", "'nan' is no number of seconds above 0"),
+        ("--listen unix:/x --tpot x", "'x' is no number of seconds above 0"),
+    ],
+)
+def test_nonsense_is_named(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(*words.split())
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("17", 17), ("2GiB", 2 << 30), ("1.5G", 1_500_000_000), ("500MB", 500_000_000), ("4 KiB", 4096)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
