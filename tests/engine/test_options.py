@@ -18,8 +18,8 @@ def test_defaults_are_those_of_the_struct() -> None:
 def test_everything_given() -> None:
     words = (
         "./m --listen unix:/x --name n --device cpu --dtype float32 --max-model-len 100 --max-running 3 "
-        "--kv-memory 2MiB --block-size 8 --threads 2 --ttft 0.5 --tpot 0.1 --kv-events tcp://127.0.0.1:1 --kv-replay tcp://127.0.0.1:2 "
-        "--parent-pid 7"
+        "--kv-memory 2MiB --block-size 8 --threads 2 --ttft 0.5 --tpot 0.1 --kv-events tcp://127.0.0.1:1 "
+        "--kv-replay tcp://127.0.0.1:2 --parent-pid 7"
     )
     assert parse(*words.split()) == WorkerOptions(
         listen="unix:/x", model="./m", name="n", device="cpu", dtype="float32", max_model_len=100, max_running=3,
