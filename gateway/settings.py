@@ -1,0 +1,237 @@
+"""What can be told to ``penstock serve``? One frozen struct; each field carries its own meaning.
+
+The command line is made from the struct: a field's description is its ``--help`` text, and the same text is what the
+documentation is tested against. Importing this module is cheap.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+class SettingsError(ValueError):
+    """A setting that makes no sense; the message names it and says what would."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``2GiB``, ``500MB``, ``1.5G`` or a plain number.
+
+    Raises:
+        ValueError: the text is no size above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
+    if size <= 0:
+        raise ValueError(f"{text!r} is no size above 0: write 2GiB, 500MB or a number of bytes")
+    return size
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of ``1.5``, ``1.5s`` or ``200ms``.
+
+    Raises:
+        ValueError: the text is no duration of 0 or more.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s)?", text.strip().lower())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration: write 1.5, 1.5s or 200ms")
+    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[+-]?\d+", text.strip()):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
+_SIZE: Final[dict[str, Any]] = {"metavar": "SIZE", "parse": parse_size}
+_SECONDS: Final[dict[str, Any]] = {"metavar": "SECONDS", "parse": parse_seconds}
+_TOKENS: Final[dict[str, Any]] = {"metavar": "TOKENS", "parse": _whole}
+_COUNT: Final[dict[str, Any]] = {"metavar": "N", "parse": _whole}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that ``penstock serve`` can be told. Sizes are in bytes, times in seconds.
+
+    None means that the part concerned decides, and says what it chose.
+
+    Raises:
+        SettingsError: on construction, when a value makes no sense.
+    """
+
+    model: Annotated[
+        str | None,
+        Meta(
+            description="a folder in Hugging Face format, or a hub id; default: Penstock's demo model",
+            extra={"metavar": "MODEL", "positional": True},
+        ),
+    ] = None
+    host: Annotated[str, Meta(description="the address to listen on; 0.0.0.0 means every interface")] = "127.0.0.1"
+    port: Annotated[
+        int,
+        Meta(description="the port to listen on; 0 takes a free one, which is printed", extra={"parse": _whole}),
+    ] = 8000
+    served_model_name: Annotated[
+        str | None,
+        Meta(description="the model's name for clients; default: that of its folder", extra={"metavar": "NAME"}),
+    ] = None
+    engine: Annotated[
+        str,
+        Meta(
+            description="what runs the model; this version has one engine, native",
+            extra={"metavar": "ENGINE"},
+        ),
+    ] = "native"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Meta(description="where the model runs; auto takes a GPU where there is one")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        Meta(description="the type of weights and KV cache; auto takes the model's own where that is fast"),
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Meta(description="most tokens of a request, prompt plus answer; default: the model's own", extra=_TOKENS),
+    ] = None
+    max_running: Annotated[
+        int | None,
+        Meta(description="most requests computed in one step; default: the worker's own limit", extra=_COUNT),
+    ] = None
+    kv_memory: Annotated[
+        int | None,
+        Meta(description="memory for the KV cache, such as 2GiB; default: by what is free", extra=_SIZE),
+    ] = None
+    block_size: Annotated[
+        int | None,
+        Meta(description="tokens in a KV cache block, the unit of prefix reuse; default: the worker's", extra=_TOKENS),
+    ] = None
+    threads: Annotated[
+        int | None, Meta(description="threads for the model's arithmetic; default: every core", extra=_COUNT)
+    ] = None
+    ttft: Annotated[
+        float | None,
+        Meta(description="when a first token is due after its request; default: the worker's own", extra=_SECONDS),
+    ] = None
+    tpot: Annotated[
+        float | None,
+        Meta(description="when each token is due after the one before; default: the worker's own", extra=_SECONDS),
+    ] = None
+    max_queue: Annotated[
+        int,
+        Meta(description="most requests that may wait for their first token; one more is answered 429", extra=_COUNT),
+    ] = 4096
+    max_body: Annotated[
+        int, Meta(description="largest body of a request, such as 32MiB; a larger one is answered 413", extra=_SIZE)
+    ] = 32 * 2**20
+    drain_timeout: Annotated[
+        float,
+        Meta(description="how long running requests may take to finish after SIGTERM or Ctrl-C", extra=_SECONDS),
+    ] = 30.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="least weighty lines to log; debug adds request fields that mean nothing here"),
+    ] = "info"
+    kv_events: Annotated[
+        str | None,
+        Meta(
+            description="publish the worker's KV cache events here over ZeroMQ, such as tcp://127.0.0.1:5557",
+            extra={"metavar": "ENDPOINT"},
+        ),
+    ] = None
+    kv_replay: Annotated[
+        str | None,
+        Meta(
+            description="answer requests for missed KV cache events here over ZeroMQ, such as tcp://127.0.0.1:5558",
+            extra={"metavar": "ENDPOINT"},
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.engine == "vllm":
+            raise SettingsError("--engine vllm isn't part of this version of Penstock, which has --engine native")
+        if self.engine != "native":
+            raise SettingsError(f"--engine {self.engine} is unknown; this version of Penstock has --engine native")
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"--port must be between 0 and 65535, not {self.port}")
+        if self.model is not None and not self.model.strip():
+            raise SettingsError("MODEL is empty; leave it out to serve the demo model")
+        if self.served_model_name is not None and not self.served_model_name.strip():
+            raise SettingsError("--served-model-name is empty")
+        for name in ("max_model_len", "max_running", "kv_memory", "block_size", "threads", "max_queue", "max_body"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{flag(name)} must be at least 1, not {value}")
+        for name in ("ttft", "tpot"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise SettingsError(f"{flag(name)} must be a number of seconds above 0, not {value:g}")
+        if not 0 <= self.drain_timeout < math.inf:
+            raise SettingsError(f"--drain-timeout must be a number of seconds, 0 or more, not {self.drain_timeout:g}")
+        if self.kv_replay is not None and self.kv_events is None:
+            raise SettingsError("--kv-replay needs --kv-events: there is nothing to replay without it")
+
+
+def flag(field: str) -> str:
+    """How ``field`` is written on the command line."""
+    return f"--{field.replace('_', '-')}"
+
+
+def descriptions() -> dict[str, str]:
+    """Each field's meaning, by its name: what ``--help`` and the documentation say."""
+    return {name: meta.description or "" for name, (_, meta) in _annotations().items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Put every field of `Settings` on ``parser``."""
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Settings)}
+    for name, (kind, meta) in _annotations().items():
+        extra = meta.extra or {}
+        default = defaults[name]
+        options: dict[str, Any] = {"help": meta.description, "default": default}
+        if extra.get("positional"):
+            parser.add_argument(name, nargs="?", metavar=extra["metavar"], **options)
+            continue
+        if default is not None:
+            options["help"] = f"{meta.description} (default: {_shown(name, default)})"
+        choices = getattr(kind, "__args__", ()) if getattr(kind, "__origin__", None) is Literal else ()
+        if choices:
+            options["choices"] = choices
+        else:
+            options["metavar"] = extra.get("metavar", name.upper())
+            options["type"] = _argument(extra.get("parse", str))
+        parser.add_argument(flag(name), **options)
+
+
+def from_args(args: argparse.Namespace) -> Settings:
+    """The settings in ``args``, as `add_arguments` defined them.
+
+    Raises:
+        SettingsError: a value makes no sense.
+    """
+    return Settings(**{name: getattr(args, name) for name in Settings.__struct_fields__})
+
+
+def _annotations() -> dict[str, tuple[Any, Meta]]:
+    hints = get_type_hints(Settings, include_extras=True)
+    return {name: (hints[name].__origin__, hints[name].__metadata__[0]) for name in Settings.__struct_fields__}
+
+
+def _shown(name: str, default: object) -> str:
+    return f"{default // 2**20}MiB" if name == "max_body" and isinstance(default, int) else f"{default}"
+
+
+def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked

@@ -1,0 +1,207 @@
+"""What does the Prometheus page say, and how is it counted without slowing a token down?
+
+`METRICS` is the table of all that is exported; the documentation is tested against it. What happens once a request
+goes through prometheus-client's own children, looked up once. What happens once a token (`Intervals`) is a list
+increment, 0.13 µs, where prometheus-client takes a lock and walks its buckets, 0.64 µs (Python 3.11, Zen 5).
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Final, Literal, NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from engine.link import Load
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+Outcome = Literal["ok", "invalid", "refused", "failed", "disconnected"]
+
+
+class Metric(NamedTuple):
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+METRICS: Final[dict[str, Metric]] = {
+    "penstock_requests_total": Metric(
+        "counter",
+        "Requests that have ended. outcome: ok; invalid (the client's fault); refused (the queue was full); failed "
+        "(the server's fault, also in the middle of a stream); disconnected (the client left first).",
+        ("endpoint", "model", "status", "outcome"),
+    ),
+    "penstock_requests_in_flight": Metric("gauge", "Requests that are being answered now."),
+    "penstock_requests_queued": Metric("gauge", "Requests that wait for their first token."),
+    "penstock_requests_refused_total": Metric("counter", "Requests answered 429 because the queue was full."),
+    "penstock_disconnects_total": Metric("counter", "Clients that left before their answer was complete."),
+    "penstock_time_to_first_token_seconds": Metric(
+        "histogram", "From the request's last byte to the first token.", ("endpoint", "model")
+    ),
+    "penstock_inter_token_latency_seconds": Metric(
+        "histogram", "Between two arrivals of tokens of one request, seen once per engine step.", ("model",)
+    ),
+    "penstock_request_duration_seconds": Metric(
+        "histogram", "From the request's last byte to the end of its answer.", ("endpoint", "model")
+    ),
+    "penstock_prompt_tokens_total": Metric("counter", "Prompt tokens of requests that got a first token.", ("model",)),
+    "penstock_cached_tokens_total": Metric(
+        "counter", "Those of the prompt tokens that the worker found in its prefix cache.", ("model",)
+    ),
+    "penstock_output_tokens_total": Metric("counter", "Tokens that the worker generated.", ("model",)),
+    "penstock_worker_up": Metric("gauge", "1 while the worker can take requests, else 0.", ("worker",)),
+    "penstock_worker_restarts_total": Metric("counter", "Workers started again after they died.", ("worker",)),
+    "penstock_worker_waiting": Metric("gauge", "Requests waiting in the worker.", ("worker",)),
+    "penstock_worker_running": Metric("gauge", "Requests running in the worker.", ("worker",)),
+    "penstock_worker_waiting_tokens": Metric("gauge", "Prompt tokens the worker still has to compute.", ("worker",)),
+    "penstock_worker_backlog_seconds": Metric(
+        "gauge", "How long the worker expects to take for the prompts at hand.", ("worker",)
+    ),
+    "penstock_worker_kv_used_blocks": Metric("gauge", "KV cache blocks in use.", ("worker",)),
+    "penstock_worker_kv_total_blocks": Metric("gauge", "KV cache blocks in all.", ("worker",)),
+    "penstock_worker_steps": Metric("gauge", "Engine steps since the worker's start.", ("worker",)),
+    "penstock_worker_preemptions": Metric("gauge", "Preemptions since the worker's start.", ("worker",)),
+}
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_STEPS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+
+
+class Intervals:
+    """A histogram of seconds that costs a bisection and an increment."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_STEPS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(_STEPS, seconds)] += 1
+        self.total += seconds
+
+
+class _IntervalCollector(Collector):
+    """Shows prometheus-client the `Intervals` of each model."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.children: dict[str, Intervals] = {}
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        metric = METRICS[self._name]
+        family = HistogramMetricFamily(self._name, metric.help, labels=metric.labels)
+        for model, intervals in self.children.items():
+            buckets, seen = [], 0
+            for bound, count in zip([*map(str, _STEPS), "+Inf"], intervals.counts, strict=True):
+                seen += count
+                buckets.append((bound, float(seen)))
+            family.add_metric([model], buckets, intervals.total)
+        yield family
+
+
+class ModelMetrics(NamedTuple):
+    """What is counted for one model by one endpoint, ready to be incremented."""
+
+    first_token: Histogram
+    duration: Histogram
+    intervals: Intervals
+    prompt_tokens: Counter
+    cached_tokens: Counter
+    output_tokens: Counter
+
+
+class Metrics:
+    """Every metric of one gateway process, in a registry of its own.
+
+    The labels are bounded by what the gateway serves: ``endpoint`` is a path that exists (else ``other``), ``model`` a
+    served name (else empty), ``status`` an HTTP status.
+    """
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # they would double the page, and nobody asked for them
+        self.registry = CollectorRegistry()
+        self._intervals = _IntervalCollector("penstock_inter_token_latency_seconds")
+        self.registry.register(self._intervals)
+        self._requests = self._counter("penstock_requests_total")
+        self._ended: dict[tuple[str, str, int, Outcome], Counter] = {}
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self.in_flight = self._gauge("penstock_requests_in_flight")
+        self.queued = self._gauge("penstock_requests_queued")
+        self.refused = self._counter("penstock_requests_refused_total")
+        self.disconnects = self._counter("penstock_disconnects_total")
+        self._first_token = self._histogram("penstock_time_to_first_token_seconds")
+        self._duration = self._histogram("penstock_request_duration_seconds")
+        self._prompt_tokens = self._counter("penstock_prompt_tokens_total")
+        self._cached_tokens = self._counter("penstock_cached_tokens_total")
+        self._output_tokens = self._counter("penstock_output_tokens_total")
+        self._up = self._gauge("penstock_worker_up")
+        self._restarts = self._counter("penstock_worker_restarts_total")
+        self._load = {
+            field: self._gauge(f"penstock_worker_{name}")
+            for field, name in (
+                ("waiting", "waiting"),
+                ("running", "running"),
+                ("waiting_tokens", "waiting_tokens"),
+                ("backlog", "backlog_seconds"),
+                ("kv_used", "kv_used_blocks"),
+                ("kv_total", "kv_total_blocks"),
+                ("steps_total", "steps"),
+                ("preemptions_total", "preemptions"),
+            )
+        }
+
+    def model(self, endpoint: str, model: str) -> ModelMetrics:
+        """The children of ``model`` at ``endpoint``: the same object each time."""
+        found = self._models.get((endpoint, model))
+        if found is None:
+            found = self._models[endpoint, model] = ModelMetrics(
+                self._first_token.labels(endpoint, model),
+                self._duration.labels(endpoint, model),
+                self._intervals.children.setdefault(model, Intervals()),
+                self._prompt_tokens.labels(model),
+                self._cached_tokens.labels(model),
+                self._output_tokens.labels(model),
+            )
+        return found
+
+    def ended(self, endpoint: str, model: str, status: int, outcome: Outcome) -> None:
+        """Count a request that has ended."""
+        key = (endpoint, model, status, outcome)
+        child = self._ended.get(key)
+        if child is None:
+            child = self._ended[key] = self._requests.labels(endpoint, model, str(status), outcome)
+        child.inc()
+
+    def worker_up(self, worker: str, up: bool) -> None:
+        self._up.labels(worker).set(up)
+
+    def worker_restarted(self, worker: str) -> None:
+        self._restarts.labels(worker).inc()
+
+    def watch_worker(self, worker: str, load: Load) -> None:
+        """Show a worker's latest load report."""
+        for field, gauge in self._load.items():
+            gauge.labels(worker).set(getattr(load, field))
+
+    def page(self) -> bytes:
+        """The page in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str) -> Counter:
+        return Counter(name, METRICS[name].help, METRICS[name].labels, registry=self.registry)
+
+    def _gauge(self, name: str) -> Gauge:
+        return Gauge(name, METRICS[name].help, METRICS[name].labels, registry=self.registry)
+
+    def _histogram(self, name: str) -> Histogram:
+        return Histogram(name, METRICS[name].help, METRICS[name].labels, registry=self.registry, buckets=_SECONDS)
