@@ -1,0 +1,226 @@
+"""What does a client read when a request can't be answered? OpenAI's error object, and one table of all codes.
+
+Every failure that reaches a client is an `ApiError`: an HTTP status and the body
+``{"error": {"message", "type", "param", "code"}}``. The functions below make one for each kind of failure; the codes
+they use are listed, with their meaning, in `ERROR_CODES`.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+ERROR_CODES: Final[dict[str, str]] = {
+    "invalid_json": "The body is not JSON, or not valid UTF-8.",
+    "invalid_type": "A field has a value of the wrong type; `param` is the path of the field.",
+    "missing_required_parameter": "A field that the endpoint needs is missing; `param` is its path.",
+    "invalid_value": "A field has the right type but a value that makes no sense; `param` is its path.",
+    "unsupported_parameter": "A field asks for something that this server does not do; none is ignored silently.",
+    "unsupported_content": "A message has a part (such as an image) that a text model can't read.",
+    "invalid_messages": "The model's chat template refused the messages; the message is the template's own.",
+    "context_length_exceeded": "Prompt and answer together would not fit into the model's context.",
+    "request_too_large": "The body has more bytes than the server accepts.",
+    "model_not_found": "No model of that name is served here.",
+    "not_found": "No such path.",
+    "method_not_allowed": "The path exists, but not for this method; the `Allow` header lists those that it has.",
+    "overloaded": "The queue is full; the `Retry-After` header says when to try again, in seconds.",
+    "unavailable": "No worker can answer now: it is starting, draining, or has just died.",
+    "internal_error": "A fault of the server.",
+}
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What OpenAI's error object says. ``param`` is the path of the field at fault, such as ``messages.0.content``."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+_encoder = msgspec.json.Encoder()
+
+
+class ApiError(Exception):
+    """A request that gets an error for an answer: ``status`` and ``headers`` of the response, and its `body`.
+
+    ``code`` is one of `ERROR_CODES`; ``headers`` are those that this error adds, by lower-case name.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers: dict[str, str] = dict(headers or {})
+        self.detail = ErrorDetail(message=message, type=type, param=param, code=code)
+        self._body: bytes | None = None
+
+    @property
+    def message(self) -> str:
+        return self.detail.message
+
+    @property
+    def code(self) -> str | None:
+        return self.detail.code
+
+    @property
+    def param(self) -> str | None:
+        return self.detail.param
+
+    @property
+    def body(self) -> bytes:
+        """The error object as JSON; encoded on first use, then kept."""
+        if self._body is None:
+            self._body = _encoder.encode(ErrorBody(self.detail))
+        return self._body
+
+
+def invalid_json(reason: str) -> ApiError:
+    """400: the body is no JSON; ``reason`` says where it breaks."""
+    return ApiError(400, f"The body is not valid JSON: {reason}", code="invalid_json")
+
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<key>key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_INDEX = re.compile(r"\[(\d+)\]")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]*)`$")
+_WRONG = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
+_JSON_NAMES = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+
+
+def _json_names(types: str) -> str:
+    """``str | null`` in the words of JSON: ``a string or null``."""
+    return " or ".join(_JSON_NAMES.get(name, name) for name in types.split(" | "))
+
+
+def invalid_field(error: msgspec.ValidationError) -> ApiError:
+    """400 for what msgspec found wrong, with the field's path in ``param`` (``messages.0.content``)."""
+    found = _PATH.match(str(error))
+    what, path = (found["what"], found["path"] or "") if found else (str(error), "")
+    path = _INDEX.sub(r".\1", path).replace("[...]", ".*").lstrip(".")
+    if missing := _MISSING.match(what):
+        param = f"{path}.{missing['field']}" if path else missing["field"]
+        return ApiError(400, f"Missing required field '{param}'.", code="missing_required_parameter", param=param)
+    where = f"'{path}'" if path else "the body"
+    if wrong := _WRONG.match(what):
+        message = (
+            f"Invalid type for {where}: expected {_json_names(wrong['expected'])}, but got {_json_names(wrong['got'])}."
+        )
+        return ApiError(400, message, code="invalid_type", param=path or None)
+    return ApiError(400, f"Invalid value for {where}: {what}.", code="invalid_value", param=path or None)
+
+
+def invalid_value(param: str, reason: str) -> ApiError:
+    """400: the value of ``param`` makes no sense; ``reason`` completes "Invalid value for 'param': …"."""
+    return ApiError(400, f"Invalid value for '{param}': {reason}.", code="invalid_value", param=param)
+
+
+def unsupported_parameter(param: str, reason: str) -> ApiError:
+    """400: ``param`` asks for what this server doesn't do; ``reason`` says what it does instead."""
+    message = f"'{param}' is not supported: {reason}."
+    return ApiError(400, message, code="unsupported_parameter", param=param)
+
+
+def unsupported_content(param: str, kind: str) -> ApiError:
+    """400: a message has a part of a kind that a text model can't read."""
+    message = f"'{param}' is {kind!r}, but this model reads text only: send parts of type 'text'."
+    return ApiError(400, message, code="unsupported_content", param=param)
+
+
+def invalid_messages(reason: str) -> ApiError:
+    """400: the model's chat template refused the messages, in the template's own words."""
+    return ApiError(
+        400,
+        f"The model's chat template refused the messages: {reason}",
+        code="invalid_messages",
+        param="messages",
+    )
+
+
+def context_length_exceeded(
+    *, max_model_len: int, prompt_tokens: int, max_tokens: int | None = None, param: str = "messages"
+) -> ApiError:
+    """400: the prompt, or prompt plus ``max_tokens``, is longer than the model's context. Says both numbers."""
+    if max_tokens is None or prompt_tokens >= max_model_len:
+        asked = f"your prompt has {prompt_tokens} tokens, which leaves no room for an answer"
+        help = "Shorten the prompt"
+    else:
+        asked = (
+            f"you asked for {prompt_tokens + max_tokens} tokens "
+            f"({prompt_tokens} in the prompt, {max_tokens} for the answer)"
+        )
+        help = "Shorten the prompt or lower max_tokens"
+    message = f"This model's maximum context length is {max_model_len} tokens, but {asked}. {help}."
+    return ApiError(400, message, code="context_length_exceeded", param=param)
+
+
+def request_too_large(limit: int, size: int | None = None) -> ApiError:
+    """413: the body has more than ``limit`` bytes. ``size`` is what its Content-Length claims, where there is one."""
+    claimed = f"has {size} bytes" if size is not None else "is larger"
+    message = f"The body {claimed}; this server accepts {limit} bytes."
+    return ApiError(413, message, code="request_too_large", headers={"connection": "close"})
+
+
+def model_not_found(model: str, served: Iterable[str] = ()) -> ApiError:
+    """404: no such model; names those that there are."""
+    names = ", ".join(f"'{name}'" for name in served)
+    hint = f" Served here: {names}." if names else ""
+    return ApiError(404, f"The model '{model}' does not exist.{hint}", code="model_not_found", param="model")
+
+
+def not_found(method: str, path: str) -> ApiError:
+    """404: no such path."""
+    return ApiError(404, f"Unknown request URL: {method} {path}.", code="not_found")
+
+
+def method_not_allowed(method: str, path: str, allowed: Iterable[str]) -> ApiError:
+    """405: the path has other methods; they are listed in the message and in ``Allow``."""
+    allow = ", ".join(sorted(allowed))
+    message = f"{path} does not answer {method}; it answers {allow}."
+    return ApiError(405, message, code="method_not_allowed", headers={"allow": allow})
+
+
+def overloaded(retry_after: float, message: str = "The server's queue is full.") -> ApiError:
+    """429: try again in ``retry_after`` seconds (rounded up to whole ones, at least 1, as HTTP wants it)."""
+    seconds = max(1, math.ceil(retry_after)) if math.isfinite(retry_after) else 60
+    return ApiError(
+        429,
+        f"{message} Try again in {seconds} s.",
+        type="rate_limit_error",
+        code="overloaded",
+        headers={"retry-after": str(seconds)},
+    )
+
+
+def unavailable(message: str, retry_after: float | None = None) -> ApiError:
+    """503: nobody can answer now; ``message`` says why."""
+    headers = {} if retry_after is None else {"retry-after": str(max(1, math.ceil(retry_after)))}
+    return ApiError(503, message, type="server_error", code="unavailable", headers=headers)
+
+
+def internal_error(message: str = "The server had a fault while it answered; it has been logged.") -> ApiError:
+    """500: a fault of ours. ``message`` must not carry anything from the inside."""
+    return ApiError(500, message, type="server_error", code="internal_error")
