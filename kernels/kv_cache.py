@@ -1,0 +1,51 @@
+"""How do keys and values lie in memory?
+
+In blocks of ``block_size`` tokens. Keys are stored with the tokens innermost, so that one vector load brings the same
+component of 16 keys and a score needs no horizontal sum; values with their components innermost. Both innermost
+dimensions are padded to `LANES`, so that a kernel never has to treat a rest.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+LANES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Keys and values of one layer.
+
+    ``key`` is [blocks, KV heads, head_dim, block_size padded], ``value`` [blocks, KV heads, block_size, head_dim
+    padded]. Token ``i`` of block ``b`` has the slot ``b * block_size + i``. Padding and unused slots hold zeros or
+    stale values and are never attended to.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    block_size: int
+    head_dim: int
+
+    @property
+    def kv_heads(self) -> int:
+        return self.key.shape[1]
+
+
+def padded(size: int) -> int:
+    """``size`` rounded up to a whole number of vectors."""
+    return -(-size // LANES) * LANES
+
+
+def bytes_per_block(kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
+    """What one block of one layer takes, keys and values, in bytes."""
+    return kv_heads * (head_dim * padded(block_size) + block_size * padded(head_dim)) * dtype.itemsize
+
+
+def allocate(
+    num_blocks: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> LayerCache:
+    """An empty cache. On a CPU the zeros cost no memory until a block is written (the kernel maps them lazily)."""
+    key = torch.zeros(num_blocks, kv_heads, head_dim, padded(block_size), dtype=dtype, device=device)
+    value = torch.zeros(num_blocks, kv_heads, block_size, padded(head_dim), dtype=dtype, device=device)
+    return LayerCache(key, value, block_size, head_dim)
