@@ -1,0 +1,33 @@
+"""How fast is transformers' ``generate`` on a padded batch?"""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from bench.sides import main
+
+
+class Transformers:
+    """All prompts of a workload in one batch; they have one length, so nothing is lost to padding."""
+
+    def __init__(self, folder: Path) -> None:
+        self.versions = {"transformers": version("transformers"), "torch": version("torch")}
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        config = model.generation_config
+        if config is None:
+            raise ValueError(f"{folder}: transformers made no generation config for it")
+        config.eos_token_id, config.pad_token_id = None, 0
+        self._model = model
+
+    def generate(self, prompts: Sequence[Sequence[int]], output: int) -> list[int]:
+        ids = torch.tensor(prompts)
+        with torch.inference_mode():
+            out = self._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=output, do_sample=False)
+        return [len(row) - ids.shape[1] for row in out]
+
+
+if __name__ == "__main__":
+    main(Transformers)
