@@ -264,12 +264,11 @@ async def connect(address: str, owner: LinkOwner) -> WorkerLink:
         ValueError: this is no address.
     """
     loop = asyncio.get_running_loop()
-    kind, where = parse_address(address)
-    if kind == "unix":
+    _, where = parse_address(address)
+    if isinstance(where, str):
         _, link = await loop.create_unix_connection(lambda: WorkerLink(owner, loop), where)
     else:
-        host, port = where
-        _, link = await loop.create_connection(lambda: WorkerLink(owner, loop), host, port)
+        _, link = await loop.create_connection(lambda: WorkerLink(owner, loop), *where)
     return link
 
 

@@ -1,0 +1,95 @@
+"""What do all endpoints share? The models, the metrics, the limits, and whether we are shutting down."""
+
+from collections.abc import Callable
+from typing import Final
+
+from engine.link import Failed
+from gateway.fleet.native import RequestFailed, WorkerLost
+from gateway.fleet.served_model import ServedModel
+from gateway.telemetry.metrics import Metrics
+from gateway.wire import errors
+
+_RETRY_LOST: Final = 2.0  # a dead worker's successor takes at least a second to come
+
+
+class Context:
+    """One per gateway process.
+
+    Args:
+        max_queue: most requests without a first token; one more is refused.
+        max_body: largest body in bytes.
+    """
+
+    def __init__(self, *, max_queue: int, max_body: int, metrics: Metrics | None = None) -> None:
+        self.max_queue = max_queue
+        self.max_body = max_body
+        self.metrics = metrics or Metrics()
+        self.models: dict[str, ServedModel] = {}
+        self.draining = False
+        self.queued = 0
+        self.in_flight = 0
+        self.metrics.queued.set_function(lambda: self.queued)
+        self.metrics.in_flight.set_function(lambda: self.in_flight)
+
+    def model(self, name: str) -> ServedModel:
+        """The model that clients call ``name``.
+
+        Raises:
+            ApiError: 404, there is no such model; 503, it is still being loaded.
+        """
+        found = self.models.get(name)
+        if found is None:
+            if not self.models:
+                raise errors.unavailable("The model is still being loaded.", 1)
+            raise errors.model_not_found(name, self.models)
+        return found
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why requests would not be answered now, or None when they would."""
+        if self.draining:
+            return "The server is shutting down."
+        if not self.models:
+            return "The model is still being loaded."
+        for model in self.models.values():
+            if not model.worker.ready:
+                return f"The worker of '{model.name}' is {model.worker.state}."
+        return None
+
+    def enqueue(self, model: ServedModel) -> None:
+        """Count a request that will wait for its first token. Whoever calls this calls `dequeue` once.
+
+        Raises:
+            ApiError: 429, too many wait already.
+        """
+        if self.queued >= self.max_queue:
+            self.metrics.refused.inc()
+            raise errors.overloaded(model.worker.backlog)
+        self.queued += 1
+
+    def dequeue(self) -> None:
+        """The request has its first token, or will never have one."""
+        self.queued -= 1
+
+    def interrupt_all(self, make_reason: Callable[[], BaseException]) -> None:
+        """End every request that still runs, with a reason."""
+        for model in self.models.values():
+            model.worker.interrupt_all(make_reason)
+
+
+def api_error(fault: WorkerLost | RequestFailed) -> errors.ApiError:
+    """What the client is told when a worker could not answer."""
+    if isinstance(fault, WorkerLost):
+        return errors.unavailable(f"The request could not be answered: {fault}.", _RETRY_LOST)
+    failed: Failed = fault.failed
+    match failed.code:
+        case "context_length_exceeded":
+            return errors.ApiError(400, failed.message, code="context_length_exceeded")
+        case "invalid_request":
+            return errors.ApiError(400, failed.message, code="invalid_value")
+        case "overloaded":
+            return errors.overloaded(failed.retry_after)
+        case "draining":
+            return errors.unavailable("The server is shutting down.", failed.retry_after or 1)
+        case "internal":
+            return errors.internal_error()

@@ -1,0 +1,143 @@
+"""How does a handler read one request and write its answer? Bytes in, bytes out, straight on ASGI.
+
+There is no Request and no Response object: headers are looked at once, and a streamed chunk is one ``send``.
+"""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Final
+
+from gateway.wire import errors, sse
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_JSON: Final = b"application/json"
+_EVENTS: Final = b"text/event-stream; charset=utf-8"
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}")
+_VARIANT: Final = (b"x-penstock-variant", b"default")
+# After an early answer the rest of a body is read and dropped for this long: closing at once would reset the
+# connection, and the client would never see the answer.
+_LINGER: Final = 1.0
+
+
+class ClientGone(Exception):
+    """The client left before its answer was complete; nobody is there to be told."""
+
+
+class Exchange:
+    """One request and its answer.
+
+    ``model`` is what the metrics count it under, ``status`` the answer's status (0 before there is one).
+    """
+
+    __slots__ = ("_content_length", "_receive", "_send", "complete", "method", "model", "path", "request_id", "status")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._receive = receive
+        self._send = send
+        self.model = ""
+        self.status = 0
+        self.complete = False
+        self._content_length: int | None = None
+        request_id = b""
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"content-length" and value.isdigit():
+                self._content_length = int(value)
+        self.request_id = (
+            request_id.decode("ascii") if _REQUEST_ID.fullmatch(request_id) else f"req-{secrets.token_hex(12)}"
+        )
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            ApiError: 413, the body has more than ``limit`` bytes. It isn't read any further then.
+            ClientGone: the client left before it was complete.
+        """
+        size = self._content_length
+        if size is not None and size > limit:
+            raise errors.request_too_large(limit, size)
+        parts: list[bytes] = []
+        total = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            total += len(part)
+            if total > limit:
+                raise errors.request_too_large(limit)
+            if not message.get("more_body", False):
+                return part if not parts else b"".join([*parts, part])
+            parts.append(part)
+
+    async def gone(self) -> None:
+        """Return once the client has left. Only after `body`."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def reply(
+        self, status: int, body: bytes, *, content_type: bytes = _JSON, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Answer with ``body``, whole."""
+        await self._start(status, content_type, len(body), headers)
+        self.complete = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def start_stream(self) -> None:
+        """Begin an answer in server-sent events; `send` and `end` follow."""
+        await self._start(200, _EVENTS, None, None)
+
+    async def send(self, events: bytes) -> None:
+        """Send events of a streamed answer. Waits while the client reads too slowly."""
+        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def end(self, events: bytes) -> None:
+        """Send the last events of a streamed answer."""
+        self.complete = True
+        await self._send({"type": "http.response.body", "body": events, "more_body": False})
+
+    async def fail(self, error: errors.ApiError) -> None:
+        """Tell the client that there is no answer, or, within a stream, no more of it."""
+        if self.complete:
+            return
+        if self.status:
+            await self.end(sse.error_event(error))
+        elif error.status == 413:
+            await self._start(413, _JSON, len(error.body), error.headers)
+            await self._send({"type": "http.response.body", "body": error.body, "more_body": True})
+            await self._drop_body()
+            self.complete = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await self.reply(error.status, error.body, headers=error.headers)
+
+    async def _start(
+        self, status: int, content_type: bytes, length: int | None, extra: Mapping[str, str] | None
+    ) -> None:
+        headers = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode()), _VARIANT]
+        if length is None:
+            headers.append((b"cache-control", b"no-cache"))
+        else:
+            headers.append((b"content-length", b"%d" % length))
+        if extra:
+            headers.extend((name.encode(), value.encode()) for name, value in extra.items())
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _drop_body(self) -> None:
+        try:
+            async with asyncio.timeout(_LINGER):
+                while (message := await self._receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+        except TimeoutError:
+            return

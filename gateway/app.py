@@ -1,0 +1,95 @@
+"""Which handler answers which path, and what happens when it can't? The ASGI application."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from gateway.api import chat, completions, health, models, tokenize
+from gateway.api.context import Context
+from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
+from gateway.telemetry.metrics import Outcome
+from gateway.wire import errors
+
+Handler = Callable[[Context, Exchange], Awaitable[None]]
+
+ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
+    "/v1/chat/completions": {"POST": chat.chat_completions},
+    "/v1/completions": {"POST": completions.text_completions},
+    "/v1/models": {"GET": models.list_models},
+    f"{models.PREFIX}{{model}}": {"GET": models.show_model},
+    "/tokenize": {"POST": tokenize.tokenize_text},
+    "/detokenize": {"POST": tokenize.detokenize_ids},
+    "/health/live": {"GET": health.live},
+    "/health/ready": {"GET": health.ready},
+    "/metrics": {"GET": health.metrics},
+}
+_WHILE_DRAINING: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
+_CLIENT_GONE: Final = 499  # nginx's status for it, in metrics only
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """The ASGI application of one gateway process."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"this application speaks HTTP, not {scope['type']}")
+        context = self._context
+        exchange = Exchange(scope, receive, send)
+        endpoint = _endpoint(exchange.path)
+        outcome: Outcome = "failed"
+        context.in_flight += 1
+        try:
+            if context.draining and endpoint not in _WHILE_DRAINING:
+                raise _shutting_down()
+            await _handler(endpoint, exchange)(context, exchange)
+            outcome = "ok"
+        except ClientGone:
+            outcome = "disconnected"
+            context.metrics.disconnects.inc()
+        except errors.ApiError as error:
+            outcome = _outcome(error.status)
+            if error.status >= 500 and endpoint not in _WHILE_DRAINING:
+                log.error("request=%s path=%s status=%d %s", exchange.request_id, endpoint, error.status, error.message)
+            await exchange.fail(error)
+        except Exception:
+            log.exception("request=%s path=%s status=500", exchange.request_id, endpoint)
+            await exchange.fail(errors.internal_error())
+        finally:
+            context.in_flight -= 1
+            context.metrics.ended(endpoint, exchange.model, exchange.status or _CLIENT_GONE, outcome)
+
+
+def _endpoint(path: str) -> str:
+    """The route of ``path`` as it stands in `ROUTES`, or ``other``."""
+    if path in ROUTES:
+        return path
+    if path.startswith(models.PREFIX) and len(path) > len(models.PREFIX):
+        return f"{models.PREFIX}{{model}}"
+    return "other"
+
+
+def _handler(endpoint: str, exchange: Exchange) -> Handler:
+    methods = ROUTES.get(endpoint)
+    if methods is None:
+        raise errors.not_found(exchange.method, exchange.path)
+    handler = methods.get("GET" if exchange.method == "HEAD" else exchange.method)
+    if handler is None:
+        raise errors.method_not_allowed(exchange.method, exchange.path, methods)
+    return handler
+
+
+def _outcome(status: int) -> Outcome:
+    if status == 429:
+        return "refused"
+    return "invalid" if status < 500 else "failed"
+
+
+def _shutting_down() -> errors.ApiError:
+    error = errors.unavailable("The server is shutting down.", 1)
+    error.headers["connection"] = "close"
+    return error

@@ -1,0 +1,45 @@
+"""What does it take to answer for a model that clients can name? Its worker, its limits, and its tools for text."""
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+from engine.link import Hello
+from gateway.fleet.worker import Worker
+from gateway.text.template import ChatTemplate, TemplateError
+from gateway.text.tokenizer import Tokenizer
+
+
+class ServedModel:
+    """A model by the name that clients send. The limits are those that its worker stated."""
+
+    def __init__(self, hello: Hello, worker: Worker, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self.name = hello.model
+        self.created = int(time.time())
+        self.max_model_len = hello.max_model_len
+        self.vocab_size = hello.vocab_size
+        self.defaults = hello.defaults
+        self.worker = worker
+        self.tokenizer = tokenizer
+        self.template = template
+
+    @classmethod
+    async def load(cls, hello: Hello, worker: Worker) -> "ServedModel":
+        """Load tokenizer and chat template from the folder that the worker named.
+
+        Raises:
+            TokenizerError: the folder has no tokenizer, or one that doesn't fit the model.
+            TemplateError: the folder has a chat template that can't be read.
+        """
+        folder = Path(hello.folder)
+        tokenizer = await asyncio.to_thread(Tokenizer.load, folder, hello.vocab_size)
+        template = await asyncio.to_thread(ChatTemplate.load, folder)
+        await asyncio.to_thread(_warm_up, template)
+        return cls(hello, worker, tokenizer, template)
+
+
+def _warm_up(template: ChatTemplate) -> None:
+    """Render once, so that no request waits for the imports and the compilation of the first time."""
+    with contextlib.suppress(TemplateError):  # a template may well refuse this, or be missing
+        template.render([{"role": "user", "content": "Hello"}])
