@@ -88,7 +88,9 @@ class Tokenizer:
 
         A rendered chat template brings its own special tokens: encode it without.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` holds the GIL and works out offsets too: 0.22 s for 880,000 characters, against 0.14 s.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     async def encode_async(self, text: str, *, add_special_tokens: bool) -> list[int]:
