@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM
 
 from bench.sides import main
 
@@ -15,12 +16,13 @@ class Transformers:
 
     def __init__(self, folder: Path) -> None:
         self.versions = {"transformers": version("transformers"), "torch": version("torch")}
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         config = model.generation_config
         if config is None:
             raise ValueError(f"{folder}: transformers made no generation config for it")
         config.eos_token_id, config.pad_token_id = None, 0
-        self._model = model
+        # transformers' own annotation of `generate` doesn't accept its own models.
+        self._model: Any = model
 
     def generate(self, prompts: Sequence[Sequence[int]], output: int) -> list[int]:
         ids = torch.tensor(prompts)

@@ -1,0 +1,127 @@
+"""What in docs/ is made from the code? ``python docs/generate.py`` writes reference.md and files.md.
+
+Whatever can be read off the code is not written a second time by hand; a test fails when the pages are out of date.
+"""
+
+import argparse
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+ROOMS = ("gateway", "scheduler", "engine", "kernels", "bench")
+_NOTE = "Made from the code by `python docs/generate.py`: change the code, not this page."
+
+
+def reference() -> str:
+    """reference.md: every command, option, endpoint, metric and error code."""
+    return "\n".join(_reference()) + "\n"
+
+
+def files() -> str:
+    """files.md: every module with the question that its first line says it answers."""
+    return "\n".join(_files()) + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """Each page that is made here, and what belongs in it."""
+    return {DOCS / "reference.md": reference(), DOCS / "files.md": files()}
+
+
+def _reference() -> Iterator[str]:
+    from gateway.app import ROUTES
+    from gateway.telemetry.metrics import METRICS
+    from gateway.wire.errors import ERROR_CODES
+    from penstock import build_parser
+
+    yield from ("# Reference", "", _NOTE, "", "## Commands", "")
+    for name, parser in subparsers(build_parser()).items():
+        yield from (f"### penstock {name}", "", parser.description or "", "")
+        yield from _table(("option", "meaning"), [(_code(_usage(one)), one.help or "") for one in options(parser)])
+    yield from ("## Endpoints", "")
+    rows = [
+        (_code(f"{method} {path}"), _first_line(handler))
+        for path, methods in ROUTES.items()
+        for method, handler in methods.items()
+    ]
+    yield from _table(("endpoint", "what it does"), rows)
+    yield from ("## Metrics", "", "On the Prometheus page, `/metrics`.", "")
+    yield from _table(
+        ("metric", "kind", "labels", "meaning"),
+        [
+            (_code(name), metric.kind, ", ".join(map(_code, metric.labels)), metric.help)
+            for name, metric in METRICS.items()
+        ],
+    )
+    yield from ("## Error codes", "", "In the field `code` of OpenAI's error object.", "")
+    yield from _table(("code", "meaning"), [(_code(code), meaning) for code, meaning in ERROR_CODES.items()])
+
+
+def _files() -> Iterator[str]:
+    yield from ("# Every file, and the question it answers", "", _NOTE, "")
+    for room in ROOMS:
+        yield from (f"## {room}", "")
+        rows = [
+            (f"[`{path.relative_to(ROOT)}`](../{path.relative_to(ROOT)})", question(path.read_text()))
+            for path in sorted((ROOT / room).rglob("*.py"))
+        ]
+        yield from _table(("file", "question"), rows)
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    return {
+        name: sub
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name, sub in action.choices.items()
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """What a command takes, ``--help`` aside."""
+    return [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+
+
+def question(source: str) -> str:
+    """The first paragraph of a module's docstring: the question it answers, and perhaps the answer in a sentence."""
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    return " ".join(docstring.partition("\n\n")[0].split()).replace("``", "`")
+
+
+def _usage(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar or action.dest)
+    flags = ", ".join(action.option_strings)
+    if action.nargs == 0:
+        return flags
+    return f"{flags} {'|'.join(map(str, action.choices)) if action.choices else action.metavar}"
+
+
+def _first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    yield _row(head)
+    yield _row(("---",) * len(head))
+    yield from map(_row, rows)
+    yield ""
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    for page, text in pages().items():
+        page.write_text(text)
+        print(f"wrote {page.relative_to(ROOT)}")
