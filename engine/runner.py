@@ -131,9 +131,7 @@ def flatten(slices: Sequence[Slice[Job]], block_size: int) -> Batch:
     counts = np.array([piece.count for piece in slices], np.int32)
     ends = np.cumsum(counts, dtype=np.int32)
     total = int(ends[-1])
-    ids = chain.from_iterable(
-        piece.request.tokens[piece.start : piece.start + piece.count] for piece in slices
-    )
+    ids = chain.from_iterable(piece.request.tokens[piece.start : piece.start + piece.count] for piece in slices)
     owner = np.repeat(np.arange(len(slices)), counts)
     positions = np.arange(total, dtype=np.int32) + (starts - ends + counts)[owner]
     tables = _block_tables([piece.request.blocks for piece in slices])

@@ -1,11 +1,57 @@
-"""Which kernels must be compiled before the first request, and how is that shown?"""
+"""Which kernels must be compiled before the first request, and how is that shown?
 
-from collections.abc import Callable
+Numba compiles a kernel when it is first called with arguments of a type, and keeps the result on disk: the first start
+of a machine takes about half a minute, later ones under a second.
+"""
 
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numba
 import torch
 
+from kernels import simd
+from kernels.paged_attention import paged_attention
+from kernels.paged_attention.reference import inputs as attention_inputs
+from kernels.rms_norm import rms_norm
+from kernels.rms_norm.reference import inputs as norm_inputs
+from kernels.rope_kv_write import rope_kv_write
+from kernels.rope_kv_write.reference import inputs as rope_inputs
+from kernels.sample import sample
+from kernels.sample.reference import inputs as sample_inputs
+from kernels.silu_mul import silu_mul
+from kernels.silu_mul.reference import inputs as silu_inputs
+
 ProgressCallback = Callable[[str, int, int], None]
+# One token, and enough of them that the parallel variants run.
+_SIZES: Final = (1, 64)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype, progress: ProgressCallback) -> None:
-    """Nothing yet."""
+    """Compile, or load from disk, what a model in ``dtype`` calls; ``progress`` gets ("kernels", done, total).
+
+    On a CPU the kernels take as many threads as torch does, and the same ones: Numba's OpenMP layer and torch load
+    one libgomp between them, so that their pools are one and don't starve each other.
+    """
+    if device.type != "cpu" or dtype not in simd.TAGS:
+        return
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    calls = list(_calls(dtype))
+    for done, call in enumerate(calls):
+        progress("kernels", done, len(calls))
+        call()
+    progress("kernels", len(calls), len(calls))
+
+
+def _calls(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
+    for tokens in _SIZES:
+        x, weight, residual = norm_inputs(tokens, 256, dtype, 0)
+        yield lambda x=x, w=weight, r=residual: rms_norm(x, w, 1e-6, r)
+        gate_up = silu_inputs(tokens, 256, dtype, 0)
+        yield lambda g=gate_up: silu_mul(g)
+        rope = rope_inputs(tokens, 4, 2, 64, dtype, 0)
+        yield lambda i=rope: rope_kv_write(i.qkv, i.positions, i.slots, i.table, i.cache, i.norm)
+    attention = attention_inputs([(1, 20)], 4, 2, 16, 16, dtype, 0)
+    yield lambda: paged_attention(attention.query, attention.cache, attention.batch, window=0, scale=1.0)
+    logits, batch = sample_inputs(8, 300, dtype, 0)
+    yield lambda: sample(logits, batch)

@@ -21,11 +21,7 @@ class Weight:
 
 def pack(weight: torch.Tensor) -> Weight:
     """Take over ``weight`` [out, in]. The caller drops it, so that at most one weight exists twice at a time."""
-    if (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-    ):
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
         try:
             return Weight(torch.ops.mkldnn._reorder_linear_weight(weight, 1), True)
         except (AttributeError, RuntimeError):

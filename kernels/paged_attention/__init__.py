@@ -1,5 +1,18 @@
 """Paged attention: which provider?"""
 
-from kernels.paged_attention.reference import AttentionMetadata, paged_attention
+import torch
+
+from kernels import simd
+from kernels.kv_cache import LayerCache
+from kernels.paged_attention import numba, reference
+from kernels.paged_attention.reference import AttentionMetadata
 
 __all__ = ["AttentionMetadata", "paged_attention"]
+
+
+def paged_attention(
+    query: torch.Tensor, cache: LayerCache, batch: AttentionMetadata, *, window: int, scale: float
+) -> torch.Tensor:
+    """`reference.paged_attention` by the fastest provider for the query's device and dtype."""
+    provider = numba if simd.supported(query) else reference
+    return provider.paged_attention(query, cache, batch, window=window, scale=scale)

@@ -84,9 +84,7 @@ def inputs(
             block = tables[s, i] = order.pop()
             used = min(block_size, context - i * block_size)
             cache.key[block, :, :, :used] = torch.randn(kv_heads, head_dim, used, generator=draw).to(dtype)
-            cache.value[block, :, :used, :head_dim] = torch.randn(
-                kv_heads, used, head_dim, generator=draw
-            ).to(dtype)
+            cache.value[block, :, :used, :head_dim] = torch.randn(kv_heads, used, head_dim, generator=draw).to(dtype)
     counts = torch.tensor([0] + [query for query, _ in lengths])
     query = torch.randn(int(counts.sum()), (heads + 2 * kv_heads) * head_dim, generator=draw).to(dtype)
     batch = AttentionMetadata(

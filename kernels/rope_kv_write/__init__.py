@@ -1,5 +1,23 @@
 """QK-norm, RoPE and KV write: which provider?"""
 
-from kernels.rope_kv_write.reference import QkNorm, rope_kv_write
+import torch
+
+from kernels import simd
+from kernels.kv_cache import LayerCache
+from kernels.rope_kv_write import numba, reference
+from kernels.rope_kv_write.reference import QkNorm
 
 __all__ = ["QkNorm", "rope_kv_write"]
+
+
+def rope_kv_write(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    table: torch.Tensor,
+    cache: LayerCache,
+    norm: QkNorm | None = None,
+) -> None:
+    """`reference.rope_kv_write` by the fastest provider for qkv's device and dtype."""
+    provider = numba if simd.supported(qkv) and qkv.is_contiguous() else reference
+    provider.rope_kv_write(qkv, positions, slots, table, cache, norm)

@@ -63,10 +63,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
         own = raw.log_softmax(-1)
         allowed = raw.clone()
         allowed[batch.banned[starts[row] : starts[row + 1]].long()] = float("-inf")
-        if batch.temperature[row] > 0:
-            token = _draw(allowed, batch, row)
-        else:
-            token = int(allowed.argmax())
+        token = _draw(allowed, batch, row) if batch.temperature[row] > 0 else int(allowed.argmax())
         tokens[row], logprobs[row] = token, own[token]
         entropies[row] = -(own.exp() * own).nansum()
     return Samples(tokens.to(logits.device), logprobs.to(logits.device), entropies.to(logits.device))

@@ -1,0 +1,266 @@
+"""How is paged attention computed on a CPU?
+
+One work item is a KV head and a tile of a sequence's query tokens: all query heads that share the KV head times
+`TILE` tokens are rows against the same keys, 16 keys at a time, with the online softmax of FlashAttention (Dao et al.
+2022). Scores need no horizontal sums because keys lie with their tokens innermost (`kernels.kv_cache`).
+"""
+
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from kernels import simd
+from kernels.kv_cache import LayerCache
+from kernels.paged_attention.reference import AttentionMetadata
+
+TILE: Final = 16
+
+
+def paged_attention(
+    query: torch.Tensor, cache: LayerCache, batch: AttentionMetadata, *, window: int, scale: float
+) -> torch.Tensor:
+    """As the reference's."""
+    out = torch.empty(query.shape, dtype=query.dtype)
+    kv_heads, dim = cache.kv_heads, cache.head_dim
+    _attend(
+        simd.tag_of(query.dtype),
+        simd.SIZES[query.dtype],
+        query.data_ptr(),
+        query.stride(0),
+        out.data_ptr(),
+        cache.key.data_ptr(),
+        cache.value.data_ptr(),
+        cache.block_size,
+        cache.key.shape[3],
+        dim,
+        cache.value.shape[3],
+        kv_heads,
+        query.shape[1] // (kv_heads * dim),
+        batch.block_tables.data_ptr(),
+        batch.block_tables.shape[1],
+        batch.query_starts.data_ptr(),
+        batch.context_lengths.data_ptr(),
+        batch.context_lengths.shape[0],
+        window,
+        np.float32(scale),
+    )
+    return out
+
+
+@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+def _attend(
+    tag: Any,
+    size: int,
+    query: int,
+    query_stride: int,
+    out: int,
+    key: int,
+    value: int,
+    block_size: int,
+    key_stride: int,
+    dim: int,
+    value_stride: int,
+    kv_heads: int,
+    group: int,
+    tables: int,
+    table_stride: int,
+    starts: int,
+    contexts: int,
+    sequences: int,
+    window: int,
+    scale: Any,
+) -> None:
+    """All work items. The strides count elements; ``size`` is that of an element in bytes."""
+    tiles = 0
+    for s in range(sequences):
+        tiles += (simd.get_i32(starts + 4 * (s + 1)) - simd.get_i32(starts + 4 * s) + TILE - 1) // TILE
+    owner, first = np.empty(tiles, np.int64), np.empty(tiles, np.int64)
+    tile = 0
+    for s in range(sequences):
+        for row in range(0, simd.get_i32(starts + 4 * (s + 1)) - simd.get_i32(starts + 4 * s), TILE):
+            owner[tile], first[tile] = s, row
+            tile += 1
+    for item in prange(tiles * kv_heads):
+        # Threads get consecutive items: pairing light (early) with heavy (late) tiles evens their shares.
+        index = item // kv_heads
+        index = index // 2 if index % 2 == 0 else tiles - 1 - index // 2
+        s, head = owner[index], item % kv_heads
+        begin = simd.get_i32(starts + 4 * s)
+        count = simd.get_i32(starts + 4 * (s + 1)) - begin
+        _attend_tile(
+            tag,
+            size,
+            query + ((begin + first[index]) * query_stride + head * group * dim) * size,
+            query_stride,
+            out + ((begin + first[index]) * kv_heads + head) * group * dim * size,
+            kv_heads * group * dim,
+            key + head * dim * key_stride * size,
+            value + head * block_size * value_stride * size,
+            block_size,
+            key_stride,
+            dim,
+            value_stride,
+            kv_heads,
+            group,
+            tables + 4 * s * table_stride,
+            simd.get_i32(contexts + 4 * s) - count + first[index],
+            min(TILE, count - first[index]),
+            window,
+            scale,
+        )
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+def _attend_tile(
+    tag: Any,
+    size: int,
+    query: int,
+    query_stride: int,
+    out: int,
+    out_stride: int,
+    key: int,
+    value: int,
+    block_size: int,
+    key_stride: int,
+    dim: int,
+    value_stride: int,
+    kv_heads: int,
+    group: int,
+    table: int,
+    position: int,
+    tokens: int,
+    window: int,
+    scale: Any,
+) -> None:
+    """One tile: ``tokens`` query tokens, the first at ``position``, with the ``group`` heads of one KV head."""
+    rows = tokens * group
+    queries = np.empty((rows, dim), np.float32)
+    sums = np.zeros((rows, value_stride), np.float32)
+    weights = np.empty((rows, simd.LANES), np.float32)
+    largest = np.full(rows, -np.inf, np.float32)
+    total = np.zeros(rows, np.float32)
+    q, acc, p = simd.address_of(queries), simd.address_of(sums), simd.address_of(weights)
+    for row in range(rows):
+        source = query + (row // group * query_stride + row % group * dim) * size
+        for d in range(0, dim, simd.LANES):
+            part = simd.mul(simd.load_part(source + d * size, tag, dim - d), simd.splat(scale))
+            simd.store_part(q + (row * dim + d) * 4, part, np.float32(0), dim - d)
+
+    end = position + tokens
+    begin = max(0, position - window + 1) if window > 0 else 0
+    for block in range(begin // block_size, (end + block_size - 1) // block_size):
+        number = simd.get_i32(table + 4 * block)
+        block_key = key + number * kv_heads * dim * key_stride * size
+        block_value = value + number * kv_heads * block_size * value_stride * size
+        for offset in range(0, block_size, simd.LANES):
+            base = block * block_size + offset
+            last = min(min(simd.LANES, block_size - offset), end - base)
+            start = max(0, begin - base)
+            if start < last:
+                _scores(tag, size, block_key + offset * size, key_stride, dim, rows, q, p)
+                for row in range(rows):
+                    own = position + row // group
+                    low = max(0, own - window + 1 - base) if window > 0 else 0
+                    _soften(p + row * 64, low, min(last, own + 1 - base), row, largest, total, acc, value_stride)
+                address = block_value + offset * value_stride * size
+                _gather(tag, size, address, value_stride, rows, p, acc, start, last)
+
+    for row in range(rows):
+        target = out + (row // group * out_stride + row % group * dim) * size
+        inverse = simd.splat(np.float32(1) / total[row])
+        for d in range(0, dim, simd.LANES):
+            result = simd.mul(simd.load(acc + (row * value_stride + d) * 4, np.float32(0)), inverse)
+            simd.store_part(target + d * size, result, tag, dim - d)
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+def _scores(tag: Any, size: int, key: int, key_stride: int, dim: int, rows: int, q: int, p: int) -> None:
+    """Scores of 16 keys for every row; four rows at a time share the loads of the keys."""
+    step = key_stride * size
+    row = 0
+    while row + 4 <= rows:
+        q0 = q + row * dim * 4
+        q1, q2, q3 = q0 + dim * 4, q0 + dim * 8, q0 + dim * 12
+        a0 = simd.splat(np.float32(0))
+        a1, a2, a3 = a0, a0, a0
+        for d in range(dim):
+            k = simd.load(key + d * step, tag)
+            a0 = simd.fma(simd.splat(simd.get(q0 + d * 4)), k, a0)
+            a1 = simd.fma(simd.splat(simd.get(q1 + d * 4)), k, a1)
+            a2 = simd.fma(simd.splat(simd.get(q2 + d * 4)), k, a2)
+            a3 = simd.fma(simd.splat(simd.get(q3 + d * 4)), k, a3)
+        simd.store(p + row * 64, a0)
+        simd.store(p + row * 64 + 64, a1)
+        simd.store(p + row * 64 + 128, a2)
+        simd.store(p + row * 64 + 192, a3)
+        row += 4
+    while row < rows:
+        q0 = q + row * dim * 4
+        a0 = simd.splat(np.float32(0))
+        a1 = a0
+        for d in range(0, dim, 2):
+            a0 = simd.fma(simd.splat(simd.get(q0 + d * 4)), simd.load(key + d * step, tag), a0)
+            a1 = simd.fma(simd.splat(simd.get(q0 + d * 4 + 4)), simd.load(key + (d + 1) * step, tag), a1)
+        simd.store(p + row * 64, simd.add(a0, a1))
+        row += 1
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+def _soften(p: int, first: int, last: int, row: int, largest: Any, total: Any, acc: int, value_stride: int) -> None:
+    """Turn a row's 16 scores into weights relative to the largest score so far; rescale what was summed before."""
+    if first >= last:
+        simd.store(p, simd.splat(np.float32(0)))
+        return
+    scores = simd.keep_lanes(simd.load(p, np.float32(0)), first, last, np.float32(-np.inf))
+    top = simd.lanes_max(scores)
+    if top > largest[row]:
+        factor = np.float32(np.exp(largest[row] - top))
+        largest[row] = top
+        total[row] *= factor
+        for d in range(0, value_stride, simd.LANES):
+            address = acc + (row * value_stride + d) * 4
+            simd.store(address, simd.mul(simd.load(address, np.float32(0)), simd.splat(factor)))
+    weights = simd.exp(simd.add(scores, simd.splat(-largest[row])))
+    total[row] += simd.lanes_sum(weights)
+    simd.store(p, weights)
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+def _gather(
+    tag: Any, size: int, value: int, value_stride: int, rows: int, p: int, acc: int, first: int, last: int
+) -> None:
+    """Add the weighted values of keys ``first`` to ``last - 1`` to every row's sums.
+
+    Only those: other slots may hold anything, and 0 x NaN is NaN.
+    """
+    step = value_stride * size
+    row = 0
+    while row + 4 <= rows:
+        p0 = p + row * 64
+        for d in range(0, value_stride, simd.LANES):
+            s0 = acc + (row * value_stride + d) * 4
+            s1, s2, s3 = s0 + value_stride * 4, s0 + value_stride * 8, s0 + value_stride * 12
+            a0, a1 = simd.load(s0, np.float32(0)), simd.load(s1, np.float32(0))
+            a2, a3 = simd.load(s2, np.float32(0)), simd.load(s3, np.float32(0))
+            for j in range(first, last):
+                v = simd.load(value + j * step + d * size, tag)
+                a0 = simd.fma(simd.splat(simd.get(p0 + j * 4)), v, a0)
+                a1 = simd.fma(simd.splat(simd.get(p0 + j * 4 + 64)), v, a1)
+                a2 = simd.fma(simd.splat(simd.get(p0 + j * 4 + 128)), v, a2)
+                a3 = simd.fma(simd.splat(simd.get(p0 + j * 4 + 192)), v, a3)
+            simd.store(s0, a0)
+            simd.store(s1, a1)
+            simd.store(s2, a2)
+            simd.store(s3, a3)
+        row += 4
+    while row < rows:
+        for d in range(0, value_stride, simd.LANES):
+            s0 = acc + (row * value_stride + d) * 4
+            a0 = simd.load(s0, np.float32(0))
+            for j in range(first, last):
+                v = simd.load(value + j * step + d * size, tag)
+                a0 = simd.fma(simd.splat(simd.get(p + row * 64 + j * 4)), v, a0)
+            simd.store(s0, a0)
+        row += 1
