@@ -4,12 +4,17 @@
 classes import torch where it is installed, which the gateway must not.
 """
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 import tokenizers
+
+PACKAGES: Final = {"google.protobuf": "protobuf", "sentencepiece": "sentencepiece"}
+"""What transformers reads SentencePiece models with: module and package."""
 
 
 class ConversionError(Exception):
@@ -20,8 +25,10 @@ def convert(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of ``folder``, which has no tokenizer.json. Takes some seconds.
 
     Raises:
-        ConversionError: with the last line of what transformers said.
+        ConversionError: a package is missing that transformers needs for it, or with the last line of what it said.
     """
+    if missing := [package for module, package in PACKAGES.items() if not _installed(module)]:
+        raise ConversionError(f"that takes packages which are missing: pip install {' '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:
         out = Path(scratch) / "tokenizer.json"
         done = subprocess.run(
@@ -35,6 +42,13 @@ def convert(folder: Path) -> tokenizers.Tokenizer:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise ConversionError(lines[-1])
         return tokenizers.Tokenizer.from_file(str(out))
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
 
 
 def main(folder: str, out: str) -> int:

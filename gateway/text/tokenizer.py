@@ -52,7 +52,8 @@ class Tokenizer:
     def load(cls, folder: str | Path, vocab_size: int | None = None) -> "Tokenizer":
         """The tokenizer in ``folder``: tokenizer.json, or else tokenizer.model, with tokenizer_config.json.
 
-        ``vocab_size`` is how many tokens the model has embeddings for.
+        ``vocab_size`` is how many tokens the model has embeddings for. What tokenizer.json adds to a text (BOS, EOS)
+        is what counts, whatever ``add_bos_token`` says: so does transformers.
 
         Raises:
             TokenizerError: there is none, a file is broken, or it has tokens that the model doesn't have.
@@ -66,8 +67,6 @@ class Tokenizer:
             except Exception as error:  # the Rust side raises bare Exception
                 raise TokenizerError(f"{path}: not a tokenizer: {error}") from error
             _mark_special(backend, config)
-            if "add_bos_token" in config or "add_eos_token" in config:
-                _set_ends(backend, config)
         elif (path := folder / "tokenizer.model").is_file():
             try:
                 backend = convert(folder)
@@ -173,23 +172,3 @@ def _mark_special(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None
     ]
     if tokens:
         backend.add_special_tokens(tokens)
-
-
-def _set_ends(backend: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """What ``add_bos_token`` and ``add_eos_token`` mean: they replace what tokenizer.json adds to a text.
-
-    As transformers does it: once one of them is given, the other one is false unless given.
-    """
-    ends: dict[str, tuple[str, int] | None] = {}
-    for end in ("bos", "eos"):
-        text = config.get(f"{end}_token")
-        token = None if text is None else backend.token_to_id(text)
-        wanted = bool(config.get(f"add_{end}_token"))
-        ends[end] = (text, token) if wanted and text is not None and token is not None else None
-    bos, eos = ends["bos"], ends["eos"]
-    single = [*([f"{bos[0]}:0"] if bos else []), "$A:0", *([f"{eos[0]}:0"] if eos else [])]
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=single,
-        pair=[*single, "$B:1"],
-        special_tokens=[end for end in (bos, eos) if end],
-    )
