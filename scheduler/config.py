@@ -1,0 +1,81 @@
+"""What can be set about one worker's scheduling? Each idea has a switch, so that its effect can be measured."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How one worker schedules. Times in seconds, sizes in tokens unless stated otherwise.
+
+    Switches:
+        time_budget: a step is filled up to a time; off: up to ``token_budget`` tokens, as Sarathi-Serve does.
+        deadlines: that time is the tightest slack of a decode's deadline; off: ``tpot``.
+        fairness: tenants take turns by deficit round robin; off: they are one.
+        prefix_order: the longest cached prefix goes first, and a prompt whose prefix is being computed waits for
+            it; off: in the order of arrival.
+        lookahead: admission looks at the pool's expected use; off: at what is free now.
+        prefix_cache: full blocks are found again.
+
+    Limits:
+        max_running: requests that hold KV at a time.
+        max_batch_tokens: what one step may compute at most.
+        token_budget: the step's size where ``time_budget`` is off.
+        min_prefill_tokens: what prefill gets in every step, however late the decodes are.
+        max_step: how long a step may take where no deadline is nearer; a newcomer waits that long.
+
+    Weights:
+        ttft, tpot: the deadlines of requests that come without any, for whoever builds them.
+        margin: the share of the slack that is kept for errors of the prediction.
+        quantum: service (in tokens) that a tenant gets in one turn.
+        cached_cost, output_cost: what a cached prompt token and a drawn token cost a tenant, a computed one being 1.
+        ageing: seconds of saved prefill that one second of waiting outweighs, times one.
+        window: how many waiting requests of a tenant are compared.
+        quantile: of the distribution of output lengths, that admission reckons with.
+    """
+
+    time_budget: bool = True
+    deadlines: bool = True
+    fairness: bool = True
+    prefix_order: bool = True
+    lookahead: bool = True
+    prefix_cache: bool = True
+
+    max_running: int = 256
+    max_batch_tokens: int = 8192
+    token_budget: int = 512
+    min_prefill_tokens: int = 64
+    max_step: float = 0.25
+
+    ttft: float = 1.0
+    tpot: float = 0.05
+    margin: float = 0.1
+    quantum: int = 2048
+    cached_cost: float = 0.1
+    output_cost: float = 2.0
+    ageing: float = 0.2
+    window: int = 32
+    quantile: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Refuse what can't work.
+
+        Raises:
+            ValueError: naming the field and what would be right.
+        """
+        for name in ("max_running", "min_prefill_tokens", "token_budget", "quantum", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
+        for name in ("max_step", "ttft", "tpot"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must be more than 0 seconds")
+        for name in ("cached_cost", "output_cost", "ageing"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} {getattr(self, name)}: must not be negative")
+        for name in ("margin", "quantile"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: must be at least 0 and below 1")
+        if self.max_batch_tokens < self.max_running + self.min_prefill_tokens:
+            raise ValueError(
+                f"max_batch_tokens {self.max_batch_tokens}: a step must hold one token of each of max_running"
+                f" {self.max_running} requests and min_prefill_tokens {self.min_prefill_tokens}"
+            )

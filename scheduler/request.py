@@ -1,0 +1,152 @@
+"""What does the scheduler know of a request, and what does a step's plan say?"""
+
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from scheduler.steptime import Work
+
+WAITING, PREFILL, DECODE, ENDED = range(4)
+
+
+class Request:
+    """Some tokens, and the wish for more. Subclass it to carry what only the engine knows.
+
+    ``computed`` is the number of tokens whose KV is in the pool, in ``blocks`` (block ids in the order of the tokens).
+    ``tokens`` begins with the prompt (``prompt_len`` tokens) and grows by each token drawn. ``cached`` prompt tokens
+    were found in the prefix cache at the first admission, and the first slice was planned at ``first_scheduled``.
+    ``finish`` is why the request ended, once it has. ``due`` is when its next token is.
+    """
+
+    __slots__ = (
+        "adapter",
+        "admitted",
+        "arrival",
+        "blocks",
+        "cached",
+        "charged",
+        "computed",
+        "due",
+        "finish",
+        "first_scheduled",
+        "hashes",
+        "limit",
+        "max_len",
+        "max_tokens",
+        "min_tokens",
+        "owed",
+        "preemptions",
+        "priority",
+        "prompt_len",
+        "published",
+        "salt",
+        "shared",
+        "state",
+        "stop_ids",
+        "tenant",
+        "tokens",
+        "tpot",
+        "ttft",
+        "uid",
+    )
+
+    def __init__(
+        self,
+        *,
+        uid: int,
+        tokens: list[int],
+        max_tokens: int,
+        max_len: int,
+        ttft: float,
+        tpot: float,
+        stop_ids: frozenset[int] = frozenset(),
+        min_tokens: int = 0,
+        arrival: float = 0.0,
+        tenant: str = "",
+        priority: int = 0,
+        salt: str = "",
+        adapter: str = "",
+    ) -> None:
+        """Describe a request; nothing happens before `Scheduler.add`.
+
+        Args:
+            uid: unique among the live requests of one scheduler.
+            tokens: the prompt; the list becomes the request's own.
+            max_tokens: how many tokens may be drawn.
+            max_len: how long prompt and answer together may become.
+            ttft, tpot: token ``j`` is due at ``arrival`` + ``ttft`` + ``j`` * ``tpot`` (seconds).
+            stop_ids: a token that ends the request, once at least ``min_tokens`` were drawn (itself included).
+            tenant: who is owed service under fairness.
+            priority: a higher class goes before all lower ones.
+            salt, adapter: KV is shared only among requests that agree in both.
+
+        Raises:
+            ValueError: there is no prompt, or nothing may be drawn.
+        """
+        if not tokens:
+            raise ValueError(f"request {uid} has no tokens: at least one is needed to draw the next from")
+        if max_tokens < 1 or len(tokens) >= max_len:
+            room = f"max_tokens {max_tokens}, a context of {max_len}, and a prompt of {len(tokens)} tokens"
+            raise ValueError(f"request {uid} has room for no token: {room}")
+        self.uid = uid
+        self.tokens = tokens
+        self.prompt_len = len(tokens)
+        self.max_tokens = max_tokens
+        self.max_len = max_len
+        self.limit = min(len(tokens) + max_tokens, max_len)
+        self.stop_ids = stop_ids
+        self.min_tokens = min_tokens
+        self.arrival = arrival
+        self.ttft = ttft
+        self.tpot = tpot
+        self.due = arrival + ttft
+        self.tenant = tenant
+        self.priority = priority
+        self.salt = salt
+        self.adapter = adapter
+        self.state = WAITING
+        self.computed = 0
+        self.cached = 0
+        self.first_scheduled: float | None = None
+        self.finish: Literal["stop", "length"] | None = None
+        self.blocks: list[int] = []
+        # The chain over its full blocks; how many of these have been published, and found at the last admission.
+        self.hashes: list[bytes] = []
+        self.published = 0
+        self.shared = 0
+        # Bookkeeping of the scheduler: its place in the order of admission, the tokens that its tenant has paid for,
+        # and those that the backlog counts for it.
+        self.admitted = 0
+        self.charged = 0
+        self.owed = 0
+        self.preemptions = 0
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were drawn so far."""
+        return len(self.tokens) - self.prompt_len
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.uid}: {self.computed} of {len(self.tokens)} tokens computed>"
+
+
+R = TypeVar("R", bound=Request)
+
+
+class Slice(NamedTuple, Generic[R]):
+    """Compute the KV of ``request.tokens[start : start + count]``.
+
+    ``samples``: the slice reaches the last known token, so the step draws the next one.
+    """
+
+    request: R
+    start: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody wants of a slice
+    samples: bool
+
+
+class Plan(NamedTuple, Generic[R]):
+    """One step: what to compute, how long that should take (seconds), and who lost their KV to make room."""
+
+    slices: list[Slice[R]]
+    predicted: float
+    preempted: list[R]
+    work: Work
