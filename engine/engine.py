@@ -16,14 +16,16 @@ from scheduler.batch import Plan, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockEvent, BlockPool
 from scheduler.steptime import StepTime
 
-from engine.config import ModelConfig, choose_dtype, load_config, resolve_model
+from engine.config import ModelConfig, resolve_model
 from engine.link import Load, Sampling
-from engine.loader import load_model
+from engine.loader import choose_dtype, load_model
 from engine.memory import kv_budget
 from engine.options import WorkerOptions
 from engine.runner import Job, Runner, kv_bytes_per_block
 
 log = logging.getLogger(__name__)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Drawn(NamedTuple):
@@ -70,9 +72,9 @@ class Engine:
             ValueError: the options don't fit the model or the machine.
         """
         folder = resolve_model(options.model)
-        config = load_config(folder)
+        config = ModelConfig.load(folder)
         device = _choose_device(options.device)
-        dtype = choose_dtype(options.dtype, device)
+        dtype = _DTYPES[options.dtype] if options.dtype != "auto" else choose_dtype(device)
         longest = config.max_position_embeddings
         if options.max_model_len is not None and options.max_model_len > longest:
             raise ValueError(
@@ -80,9 +82,9 @@ class Engine:
             )
         if options.threads:
             torch.set_num_threads(options.threads)
-        model = load_model(folder, config, device, dtype, progress)
+        model = load_model(config, dtype, device, max_positions=options.max_model_len, progress=progress)
         budget = kv_budget(
-            device=device,
+            device=device.type,
             bytes_per_block=kv_bytes_per_block(config, options.block_size, dtype),
             block_size=options.block_size,
             longest=longest,
@@ -98,17 +100,16 @@ class Engine:
         runner.warm_up(progress)
         pool = BlockPool(budget.blocks, options.block_size, record_events=options.kv_events is not None)
         scheduler: Scheduler[Job] = Scheduler(SchedulerConfig(max_running=options.max_running), pool, StepTime())
-        name = options.name or (options.model.rstrip("/").rpartition("/")[2] if options.model else folder.parent.name)
         return cls(
-            name,
-            folder,
-            config,
-            device,
-            str(dtype).removeprefix("torch."),
-            budget.max_model_len,
-            pool,
-            scheduler,
-            runner,
+            name=options.name or _name_of(options.model),
+            folder=folder,
+            config=config,
+            device=device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=budget.max_model_len,
+            pool=pool,
+            scheduler=scheduler,
+            runner=runner,
         )
 
     @property
@@ -165,7 +166,15 @@ class Engine:
         return self.pool.take_events()
 
 
-def _choose_device(asked: str) -> str:
+def _choose_device(asked: str) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no CUDA device here; use --device cpu, or install a CUDA build")
-    return "cpu" if asked == "auto" else asked
+    return torch.device("cpu" if asked == "auto" else asked)
+
+
+def _name_of(model: str | None) -> str:
+    if model is None:
+        from engine.demo import NAME
+
+        return NAME
+    return Path(model).resolve().name if Path(model).is_dir() else model

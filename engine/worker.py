@@ -16,7 +16,7 @@ from types import FrameType
 
 import numpy as np
 
-from engine.config import UnsupportedModel
+from engine.config import ModelFault
 from engine.connections import Connection, Connections
 from engine.engine import Engine, Outcome
 from engine.events import KvEventPublisher
@@ -33,7 +33,6 @@ from engine.link import (
     Step,
     Submit,
 )
-from engine.loader import ModelFault
 from engine.options import WorkerOptions
 from engine.runner import Job
 
@@ -132,38 +131,38 @@ class Worker:
 
     def _submit(self, connection: Connection, message: Submit) -> None:
         fault = self._fault(connection, message)
-        if fault is None:
-            sampling = message.sampling
-            slo = message.slo
-            arrival = time.monotonic() - message.age
-            job = Job(
-                uid=self._next_uid,
-                tokens=np.frombuffer(message.tokens, dtype="<i4").tolist(),
-                sampling=sampling,
-                seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
-                max_tokens=sampling.max_tokens,
-                max_len=self._engine.max_model_len,
-                stop_ids=self._engine.stop_ids(sampling),
-                min_tokens=sampling.min_tokens,
-                arrival=arrival,
-                ttft=slo.ttft if slo else self._options.ttft,
-                tpot=slo.tpot if slo else self._options.tpot,
-                tenant=message.tenant,
-                priority=message.priority,
-                salt=message.salt,
-                adapter=message.adapter,
-            )
-            try:
-                self._engine.add(job)
-            except ValueError as error:
-                fault = ("invalid_request", str(error))
-            else:
-                self._owners[job.uid] = (connection, message.id)
-                connection.uids[message.id] = job.uid
-                self._next_uid += 1
-                return
-        code, text = fault
-        self._connections.send(connection, Failed(message.id, code, text))
+        if fault is not None:
+            self._connections.send(connection, Failed(message.id, *fault))
+            return
+        job = self._make_job(message)
+        try:
+            self._engine.add(job)
+        except ValueError as error:
+            self._connections.send(connection, Failed(message.id, "invalid_request", str(error)))
+            return
+        self._owners[job.uid] = (connection, message.id)
+        connection.uids[message.id] = job.uid
+
+    def _make_job(self, message: Submit) -> Job:
+        sampling, slo = message.sampling, message.slo
+        self._next_uid += 1
+        return Job(
+            uid=self._next_uid,
+            tokens=np.frombuffer(message.tokens, dtype="<i4").tolist(),
+            sampling=sampling,
+            seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+            max_tokens=sampling.max_tokens,
+            max_len=self._engine.max_model_len,
+            stop_ids=self._engine.stop_ids(sampling),
+            min_tokens=sampling.min_tokens,
+            arrival=time.monotonic() - message.age,
+            ttft=slo.ttft if slo else self._options.ttft,
+            tpot=slo.tpot if slo else self._options.tpot,
+            tenant=message.tenant,
+            priority=message.priority,
+            salt=message.salt,
+            adapter=message.adapter,
+        )
 
     def _fault(self, connection: Connection, message: Submit) -> tuple[FailureCode, str] | None:
         """Why this request can't be taken, or None."""
@@ -268,7 +267,7 @@ class Worker:
             kv_tokens=engine.kv_tokens,
             max_running=self._options.max_running,
             eos_token_ids=engine.config.eos_token_ids,
-            defaults=engine.config.sampling_defaults,
+            defaults=dict(engine.config.defaults),
             kv_events=self._events.endpoint if self._events else "",
             kv_replay=self._events.replay_endpoint if self._events else "",
         )
@@ -295,7 +294,7 @@ def run_worker(options: WorkerOptions) -> int:
         worker = Worker(options)
     except _ParentGone:
         return 1
-    except (UnsupportedModel, ModelFault, OSError, ValueError, MemoryError) as error:
+    except (ModelFault, OSError, ValueError, MemoryError) as error:
         print(f"penstock: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
