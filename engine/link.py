@@ -169,8 +169,8 @@ ToWorker = Submit | Abort | Drain
 ToGateway = Progress | Hello | Step | Load | Failed
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_to_gateway = msgspec.msgpack.Decoder(ToGateway)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_gateway: msgspec.msgpack.Decoder[ToGateway] = msgspec.msgpack.Decoder(ToGateway)
 
 
 def frame(message: ToWorker | ToGateway) -> bytearray:
