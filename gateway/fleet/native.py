@@ -9,7 +9,7 @@ import logging
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from engine.link import (
     PROTOCOL,
@@ -200,9 +200,8 @@ class WorkerLink(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError(f"a link needs a stream transport, not {type(transport).__name__}")
-        self._transport = transport
+        # uvloop's transports are asyncio's in all but ancestry.
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         try:
