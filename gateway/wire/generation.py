@@ -17,6 +17,9 @@ from gateway.wire import errors
 FinishReason = Literal["stop", "length"]
 
 INT64: Final = 1 << 63
+MAX_STOPS: Final = 64
+MAX_STOP_LENGTH: Final = 4096
+"""Bounds on ``stop``: every token of an answer is compared with all of it."""
 
 _T = TypeVar("_T")
 
@@ -155,10 +158,19 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         _check_range("seed", self.seed, -INT64, INT64 - 1)
         _check_range("priority", self.priority, -INT64, INT64 - 1)
         _check_range("min_tokens", self.min_tokens, 0, limit if limit is not None else INT64 - 1)
+        self._check_stops()
+
+    def _check_stops(self) -> None:
+        if len(self.stops) > MAX_STOPS:
+            raise errors.invalid_value("stop", f"{len(self.stops)} strings are more than the {MAX_STOPS} allowed")
         for index, stop in enumerate(self.stops):
+            param = "stop" if isinstance(self.stop, str) else f"stop.{index}"
             if not stop:
-                param = "stop" if isinstance(self.stop, str) else f"stop.{index}"
                 raise errors.invalid_value(param, "an empty string would stop every answer before it begins")
+            if len(stop) > MAX_STOP_LENGTH:
+                raise errors.invalid_value(
+                    param, f"it has {len(stop)} characters, more than the {MAX_STOP_LENGTH} allowed"
+                )
 
     def sampling(
         self,

