@@ -26,7 +26,6 @@ from bench.workloads import WORKLOADS
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / ".cache" / "bench-models"
-RESULTS = ROOT / "bench" / "results" / "engine.json"
 
 
 class BenchError(Exception):
@@ -124,12 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one side on one model; default: 900")
     parser.add_argument("--short", action="store_true", help="a few tokens only, to see that every side works")
-    parser.add_argument("--out", type=Path, help="the JSON file; a Markdown page of the same name goes beside it")
+    parser.add_argument("--out", type=Path, help="keep the measurements in this JSON file and the page beside it")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare, print the page, and write it with the measurements; returns the exit status."""
+    """Compare, print the page, and keep it with the measurements if asked to; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
     args.sides = args.sides or ["penstock", "transformers", *(["vllm"] if args.vllm_python else [])]
@@ -144,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     page = markdown(comparison)
     print(page)
-    out = args.out or (None if args.short else RESULTS)
+    out: Path | None = args.out
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
