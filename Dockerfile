@@ -19,7 +19,11 @@ COPY engine engine
 COPY gateway gateway
 COPY kernels kernels
 COPY scheduler scheduler
-RUN if [ "$DEVICE" = cuda ]; then pip install --no-cache-dir ".[gpu]"; else pip install --no-cache-dir .; fi
+RUN case "$DEVICE" in \
+      cpu) pip install --no-cache-dir . ;; \
+      cuda) pip install --no-cache-dir ".[gpu]" ;; \
+      *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; \
+    esac
 
 FROM python:${PYTHON}-slim
 COPY --from=build /opt/penstock /opt/penstock

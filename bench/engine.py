@@ -89,7 +89,7 @@ def compare(args: argparse.Namespace) -> Comparison:
     runs = []
     for turn in range(args.rounds):
         for model, folder in folders.items():
-            for side in args.sides:
+            for side in rotated(args.sides, turn):
                 output = run_side(side, folder, args, seed=turn)
                 runs.append(SideRun(model, side, turn, output.versions, output.timings))
                 shown = "  ".join(
@@ -107,6 +107,12 @@ def compare(args: argparse.Namespace) -> Comparison:
         short=args.short,
         runs=runs,
     )
+
+
+def rotated(sides: Sequence[str], turn: int) -> list[str]:
+    """The order of ``sides`` in round ``turn``: nobody always runs in another's wake."""
+    start = turn % len(sides)
+    return [*sides[start:], *sides[:start]]
 
 
 def build_parser() -> argparse.ArgumentParser:

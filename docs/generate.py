@@ -6,6 +6,7 @@ Whatever can be read off the code is not written a second time by hand; a test f
 import argparse
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def _reference() -> Iterator[str]:
         yield from _table(("option", "meaning"), [(_code(_usage(one)), one.help or "") for one in options(parser)])
     yield from ("## Endpoints", "")
     rows = [
-        (_code(f"{method} {path}"), _first_line(handler))
+        (_code(f"{method} {path}"), purpose(handler))
         for path, methods in ROUTES.items()
         for method, handler in methods.items()
     ]
@@ -92,17 +93,20 @@ def question(source: str) -> str:
     return " ".join(docstring.partition("\n\n")[0].split()).replace("``", "`")
 
 
+def purpose(handler: object) -> str:
+    """What a handler's docstring says behind the method and path that it begins with."""
+    first = " ".join((inspect.getdoc(handler) or "").partition("\n\n")[0].split()).replace("``", "`")
+    said = re.sub(r"^`[A-Z]+ [^`]*`[:.]? *", "", first)
+    return said[:1].upper() + said[1:]
+
+
 def _usage(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar or action.dest)
     flags = ", ".join(action.option_strings)
     if action.nargs == 0:
         return flags
-    return f"{flags} {'|'.join(map(str, action.choices)) if action.choices else action.metavar}"
-
-
-def _first_line(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+    return f"{flags} {'|'.join(map(str, action.choices)) if action.choices else action.metavar or action.dest.upper()}"
 
 
 def _code(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
+from gateway.app import ROUTES
 from gateway.settings import Settings, flag
 from gateway.telemetry.metrics import METRICS
 from gateway.wire.errors import ERROR_CODES
@@ -69,7 +70,7 @@ def test_generated_pages_are_up_to_date(page: str) -> None:
     assert path.read_text() == generate.pages()[path], "run: python docs/generate.py"
 
 
-def test_every_option_metric_and_code_says_what_it_means() -> None:
+def test_every_option_endpoint_metric_and_code_says_what_it_means() -> None:
     for command, parser in generate.subparsers(build_parser()).items():
         assert parser.description, command
         for action in generate.options(parser):
@@ -77,6 +78,8 @@ def test_every_option_metric_and_code_says_what_it_means() -> None:
             assert "%" not in action.help, f"{command} {action.dest}: the page would show it unformatted"
     assert all(metric.help for metric in METRICS.values())
     assert all(ERROR_CODES.values())
+    for path, methods in ROUTES.items():
+        assert all(generate.purpose(handler) for handler in methods.values()), path
 
 
 def test_every_setting_is_an_option_of_serve() -> None:

@@ -34,7 +34,7 @@ class ChatForm:
 
 
 async def chat_completions(context: Context, exchange: Exchange) -> None:
-    """``POST /v1/chat/completions``."""
+    """``POST /v1/chat/completions``: the next message of a conversation, whole or as a stream."""
     body = await exchange.body(context.max_body)
     request = chat.decoder.decode(body)
     if log.isEnabledFor(logging.DEBUG) and (unknown := chat.decoder.unknown_fields(body)):

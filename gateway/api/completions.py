@@ -35,7 +35,7 @@ class CompletionForm:
 
 
 async def text_completions(context: Context, exchange: Exchange) -> None:
-    """``POST /v1/completions``."""
+    """``POST /v1/completions``: the continuation of a prompt, whole or as a stream."""
     body = await exchange.body(context.max_body)
     request = completions.decoder.decode(body)
     if log.isEnabledFor(logging.DEBUG) and (unknown := completions.decoder.unknown_fields(body)):

@@ -13,12 +13,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def list_models(context: Context, exchange: Exchange) -> None:
-    """``GET /v1/models``."""
+    """``GET /v1/models``: what is served here."""
     await exchange.reply(200, _encode(ModelList([_shown(model) for model in context.models.values()])))
 
 
 async def show_model(context: Context, exchange: Exchange) -> None:
-    """``GET /v1/models/NAME``. A name may have slashes in it."""
+    """``GET /v1/models/NAME``: one model of those served here. A name may have slashes in it."""
     await exchange.reply(200, _encode(_shown(context.model(exchange.path.removeprefix(PREFIX)))))
 
 

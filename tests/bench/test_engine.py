@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from bench import engine
-from bench.engine import BenchError, build_parser, main, run_side, vllm_environment, vllm_preloads
+from bench.engine import BenchError, build_parser, main, rotated, run_side, vllm_environment, vllm_preloads
 from bench.engine_report import Comparison
 from bench.models import SHAPES, Shape, make
 
@@ -74,3 +74,7 @@ def test_vllm_gets_the_libraries_its_environment_has(tmp_path: Path) -> None:
 def test_a_python_is_taken_as_it_is_named() -> None:
     """A virtual environment's python is a link: resolving it would leave the environment."""
     assert arguments("--vllm-python", sys.executable).vllm_python == Path(sys.executable)
+
+
+def test_no_side_always_follows_the_same_warm_machine() -> None:
+    assert [rotated("abc", turn) for turn in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
