@@ -16,11 +16,10 @@ def test_describe() -> None:
 
 
 def test_a_childs_time_is_our_own() -> None:
-    meter = CpuMeter()
+    meter, start = CpuMeter(), time.monotonic()
     subprocess.run([sys.executable, "-c", SPIN], check=True)
-    use = meter.read()
-    assert use.own > 0
-    assert use.foreign <= 1.01
+    use, elapsed = meter.read(), time.monotonic() - start
+    assert use.own * elapsed * (os.cpu_count() or 1) > 0.3
 
 
 def test_the_time_of_a_process_that_is_not_ours_is_foreign() -> None:
