@@ -35,17 +35,26 @@ class OutputLengths:
         recent.append(length)
         insort(ordered, length)
 
-    def remaining(self, generated: int, most: int, quantile: float) -> int:
-        """How many more tokens to expect of an answer that has ``generated`` and may get ``most`` more.
+    def remaining(self, requests: Iterable[Request], quantile: float) -> list[int]:
+        """How many more tokens to expect of each request's answer.
 
-        Where none was ever that long, it is expected to become half as long again.
+        That is a quantile of the answers longer than what it has, but never more than it may get. Where none was ever
+        longer, it is expected to become half as long again.
         """
         ordered = self._sorted
-        longer = bisect_right(ordered, generated)
-        count = len(ordered) - longer
-        if count == 0:
-            return min(generated // 2 + 1, most)
-        return min(ordered[longer + min(count - 1, int(quantile * count))] - generated, most)
+        size = len(ordered)
+        expected = []
+        for request in requests:
+            known = len(request.tokens)
+            generated = known - request.prompt_len
+            longer = bisect_right(ordered, generated)
+            if longer == size:
+                more = generated // 2 + 1
+            else:
+                more = ordered[longer + int(quantile * (size - longer))] - generated
+            most = request.limit - known
+            expected.append(more if more < most else most)
+        return expected
 
 
 class Forecast:
@@ -59,7 +68,10 @@ class Forecast:
         self._lengths = lengths
         self._quantile = quantile
         self._block_size = block_size
-        self._ends = sorted([self._end(request, len(request.blocks) - request.shared) for request in running])
+        alive = list(running)
+        owns = [len(request.blocks) - request.shared for request in alive]
+        # (tokens until it ends, blocks that its end will surely free) for each, the next to end first.
+        self._ends = sorted(zip(lengths.remaining(alive, quantile), owns, strict=True))
 
     def admit(self, request: Request, own: int, used: int, total: int) -> bool:
         """Whether the pool will hold everything if ``request`` runs too; if so, it is counted as running.
@@ -69,7 +81,7 @@ class Forecast:
             used: blocks that would be held now in all.
             total: blocks in the pool.
         """
-        end = self._end(request, own)
+        end = (self._lengths.remaining((request,), self._quantile)[0], own)
         ends = self._ends
         at = bisect_right(ends, end)
         ends.insert(at, end)
@@ -84,9 +96,3 @@ class Forecast:
             alive -= 1
             room += freed
         return True
-
-    def _end(self, request: Request, own: int) -> tuple[int, int]:
-        """Tokens until it ends, and the blocks that its end will surely free."""
-        known = len(request.tokens)
-        remaining = self._lengths.remaining(known - request.prompt_len, request.limit - known, self._quantile)
-        return remaining, own
