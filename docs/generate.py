@@ -41,7 +41,7 @@ def _reference() -> Iterator[str]:
     yield from ("# Reference", "", _NOTE, "", "## Commands", "")
     for name, parser in subparsers(build_parser()).items():
         yield from (f"### penstock {name}", "", parser.description or "", "")
-        yield from _table(("option", "meaning"), [(_code(_usage(one)), one.help or "") for one in options(parser)])
+        yield from _table(("option", "meaning"), [(_code(_usage(one)), meaning(one)) for one in options(parser)])
     yield from ("## Endpoints", "")
     rows = [
         (_code(f"{method} {path}"), purpose(handler))
@@ -85,6 +85,11 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """What a command takes, ``--help`` aside."""
     return [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+
+
+def meaning(option: argparse.Action) -> str:
+    """An option's help text, as ``--help`` shows it."""
+    return (option.help or "") % vars(option)
 
 
 def question(source: str) -> str:
