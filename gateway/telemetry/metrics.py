@@ -128,7 +128,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # they would double the page, and nobody asked for them
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the page for nothing
         self.registry = CollectorRegistry()
         self._intervals = _IntervalCollector("penstock_inter_token_latency_seconds")
         self.registry.register(self._intervals)

@@ -1,0 +1,266 @@
+"""What happens between ``penstock serve`` and its exit? Sockets, processes, signals, the drain.
+
+The port is taken before anything is loaded, and answers from then on: ``/health/live`` with 200, everything that needs
+the model with 503, until the worker has said `Hello` and the tokenizer is there. Only then is the address printed.
+
+The first SIGTERM or Ctrl-C closes the port, lets what runs finish for at most ``drain_timeout``, ends what is left with
+an error that says so, and exits with status 0. A second Ctrl-C exits at once.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from engine.link import Hello
+from gateway.api.context import Context
+from gateway.app import App
+from gateway.fleet.served_model import ServedModel
+from gateway.fleet.worker import Worker
+from gateway.fleet.worker_process import WorkerProcess, WorkerStartError, runtime_directory, worker_command
+from gateway.settings import Settings, SettingsError, add_arguments, from_args
+from gateway.startup import display
+from gateway.telemetry.metrics import Metrics
+from gateway.text.template import TemplateError
+from gateway.text.tokenizer import TokenizerError
+from gateway.wire import errors
+
+__all__ = ["add_arguments", "run", "serve"]
+
+_BACKLOG: Final = 4096
+_KEEP_ALIVE: Final = 75  # seconds; longer than the 60 s after which load balancers commonly give a connection up
+_GRACE: Final = 2.0  # for errors to reach clients once the drain timeout is over, and for a drained worker's exit
+
+CommandOf = Callable[[Settings, str], list[str]]
+
+log = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``penstock serve`` with the command line in ``args``; returns the exit status."""
+    try:
+        settings = from_args(args)
+    except SettingsError as error:
+        print(f"penstock serve: error: {error}", file=sys.stderr)
+        return 2
+    return serve(settings)
+
+
+def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
+    """Serve until a signal ends it; returns the exit status.
+
+    ``command_of`` says what to run as a worker that listens on an address.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        print(f"penstock: error: {error}", file=sys.stderr)
+        return 1
+    _raise_open_files_limit()
+    with contextlib.closing(listener), runtime_directory() as directory:
+        server = GatewayServer(settings, listener, directory, command_of)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(server.run())
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on ``host`` and ``port``; port 0 takes a free one.
+
+    Raises:
+        OSError: the address is in use, or isn't ours; the message says so.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise OSError(f"--host {host} is no address of this machine: {error.strerror}") from error
+    try:
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"can't listen on {host} port {port}: {reason}; choose another with --host and --port") from error
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, except that even what is no HTTP gets OpenAI's error object for an answer."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = errors.ApiError(400, msg, code="invalid_value").body
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        self.transport.close()
+
+
+class GatewayHttpServer(uvicorn.Server):
+    """uvicorn's, except that signals are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class GatewayServer:
+    """One gateway process with its worker.
+
+    Args:
+        listener: the socket that clients connect to.
+        directory: where the worker's socket goes.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, directory: Path, command_of: CommandOf) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._metrics = Metrics()
+        self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body, metrics=self._metrics)
+        self._http = GatewayHttpServer(http_config(App(self._context)))
+        self._display = display()
+        self._worker = Worker("w0", self._metrics, self._display.show)
+        address = f"unix:{directory / 'w0.sock'}"
+        self._process = WorkerProcess(self._worker, command_of(settings, address), address, self._metrics)
+        self._stop = asyncio.Event()
+        self._abandon = asyncio.Event()
+
+    async def run(self) -> int:
+        """Serve until stopped; returns the exit status: 0 after a drain, 130 after a second Ctrl-C, else 1."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+        supervisor = asyncio.create_task(self._process.run())
+        abandoned = asyncio.create_task(self._abandon.wait())
+        life = asyncio.create_task(self._live(http, supervisor))
+        try:
+            await asyncio.wait({life, abandoned}, return_when=asyncio.FIRST_COMPLETED)
+            if self._abandon.is_set():
+                return 130
+            return life.result()
+        finally:
+            self._process.kill()
+            for task in (life, abandoned, http, supervisor):
+                task.cancel()
+            await asyncio.gather(life, abandoned, http, supervisor, return_exceptions=True)
+
+    async def _live(self, http: asyncio.Task[None], supervisor: asyncio.Task[None]) -> int:
+        status = 0
+        try:
+            if await self._start(http, supervisor):
+                await self._until_stopped(http, supervisor)
+        except (WorkerStartError, TokenizerError, TemplateError) as error:
+            print(f"penstock: error: {error}", file=sys.stderr)
+            status = 1
+        await self._drain(http)
+        return status
+
+    async def _start(self, http: asyncio.Task[None], supervisor: asyncio.Task[None]) -> bool:
+        """Get to the point where requests are answered; False when stopped before."""
+        with self._display:
+            greeted = asyncio.create_task(self._worker.greeted.wait())
+            try:
+                await self._until_stopped(http, supervisor, greeted)
+            finally:
+                greeted.cancel()
+            hello = self._worker.hello
+            if hello is None or self._stop.is_set():
+                return False
+            model = await ServedModel.load(hello, self._worker)
+        self._context.models[model.name] = model
+        gc.collect()
+        gc.freeze()  # what is here now stays: no later collection has to look at it
+        self._announce(hello)
+        return True
+
+    async def _until_stopped(
+        self, http: asyncio.Task[None], supervisor: asyncio.Task[None], *more: asyncio.Task[bool]
+    ) -> None:
+        """Wait for a signal, the end of a task that should never end, or one of ``more``."""
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({stop, http, supervisor, *more}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        for task in (supervisor, http):
+            if task.done():
+                task.result()
+                raise RuntimeError("the gateway's HTTP server or its worker's supervisor ended for no reason")
+
+    async def _drain(self, http: asyncio.Task[None]) -> None:
+        """Take no more requests, finish those at hand within the timeout, then let the worker go."""
+        self._context.draining = True
+        self._http.should_exit = True
+        deadline = time.monotonic() + self._settings.drain_timeout
+        done, _ = await asyncio.wait({http}, timeout=self._settings.drain_timeout)
+        if not done:
+            log.warning("drain timeout: ending %d requests that still run", self._context.in_flight)
+            self._context.interrupt_all(
+                lambda: errors.unavailable("The server shut down before the answer was complete.")
+            )
+            await asyncio.wait({http}, timeout=_GRACE)
+            self._http.force_exit = True
+        await self._process.stop(max(_GRACE, deadline - time.monotonic()))
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop.is_set() and number == signal.SIGINT:
+            self._abandon.set()
+        elif not self._stop.is_set():
+            log.info("%s: finishing the running requests; Ctrl-C again exits at once", number.name)
+            self._stop.set()
+
+    def _announce(self, hello: Hello) -> None:
+        """Say on standard output that requests are answered, and where."""
+        url = f"http://{_reachable(self._listener)}/v1"
+        print(
+            f"Penstock is ready: {url} (model {hello.model}, {hello.dtype} on {hello.device}, "
+            f"context {hello.max_model_len:,} tokens, KV cache {hello.kv_tokens:,} tokens)",
+            flush=True,
+        )
+        if sys.stdout.isatty():
+            body = f'{{"model": "{hello.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+            print(f"Try: curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
+
+
+def http_config(app: App) -> uvicorn.Config:
+    """How uvicorn is run: uvloop, httptools, no access log, no WebSockets."""
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE,
+    )
+
+
+def _reachable(listener: socket.socket) -> str:
+    """``host:port`` under which a client on this machine reaches ``listener``."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _raise_open_files_limit() -> None:
+    """Each stream is an open file: take as many as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # some systems refuse their own hard limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

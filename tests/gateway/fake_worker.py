@@ -1,0 +1,241 @@
+"""A worker without a model: it speaks `engine.link` and answers by a script. For tests of the gateway alone.
+
+In a test's own event loop it is a `FakeWorker`; ``python -m tests.gateway.fake_worker --listen unix:PATH --folder DIR``
+is one in a process of its own, for tests of what starts, watches and stops processes.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from engine.link import (
+    PROTOCOL,
+    Abort,
+    Drain,
+    Failed,
+    FailureCode,
+    FrameReader,
+    Hello,
+    Load,
+    Output,
+    Progress,
+    Step,
+    Submit,
+    ToGateway,
+    ToWorker,
+    decode_to_worker,
+    frame,
+)
+
+END = "<|im_end|>"
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+def write_model_folder(folder: Path, *, template: str | None = TEMPLATE) -> Path:
+    """A tokenizer with a token for each byte (ids 0 to 255 in GPT-2's order) and `END` as 256."""
+    import json
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: id for id, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config: dict[str, Any] = {"eos_token": END}
+    if template is not None:
+        config["chat_template"] = template
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def prompt_ids(submit: Submit) -> list[int]:
+    ids: list[int] = np.frombuffer(submit.tokens, dtype="<i4").tolist()
+    return ids
+
+
+class _Running:
+    """A request under way."""
+
+    def __init__(self, submit: Submit, tokens: Sequence[int], connection: asyncio.StreamWriter) -> None:
+        limit = submit.sampling.max_tokens
+        self.submit = submit
+        self.tokens = list(tokens)[:limit]
+        self.finish: Any = "length" if len(tokens) > limit else "stop"
+        self.sent = 0
+        self.connection = connection
+
+
+class FakeWorker:
+    """Answers each prompt with what ``script`` makes of it, one token a step; by default the prompt itself.
+
+    With ``auto`` it steps by itself, every ``delay`` seconds; without, when a test calls `step`. What the gateway sent is
+    in ``submitted``, ``aborted`` and ``drained``; ``arrived`` is set by whatever comes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        script: Callable[[Submit], Sequence[int]] = prompt_ids,
+        auto: bool = True,
+        delay: float = 0.0,
+        **hello: Any,
+    ) -> None:
+        self.hello = Hello(
+            **{
+                **dict(protocol=PROTOCOL, model="fake", folder=str(folder), pid=os.getpid(), device="cpu"),
+                **dict(dtype="float32", max_model_len=64, vocab_size=257, block_size=16, kv_tokens=4096),
+                **dict(max_running=64),
+                **hello,
+            }
+        )
+        self.script = script
+        self.auto = auto
+        self.delay = delay
+        self.cached = 0
+        self.refuse: tuple[FailureCode, str] | None = None
+        self.submitted: list[Submit] = []
+        self.aborted: list[int] = []
+        self.drained = False
+        self.running: dict[int, _Running] = {}
+        self.arrived = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self._stepper: asyncio.Task[None] | None = None
+        self._work = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def start(self, path: str) -> None:
+        self._server = await asyncio.start_unix_server(self._serve, path)
+        self._stepper = asyncio.create_task(self._step_for_ever())
+
+    async def stop(self) -> None:
+        self.drop()
+        if self._stepper is not None:
+            self._stepper.cancel()
+        if self._server is not None:
+            self._server.close()
+
+    def drop(self) -> None:
+        """Close every connection, as a dying process does."""
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+        self.running.clear()
+
+    def send(self, message: ToGateway) -> None:
+        self.send_bytes(frame(message))
+
+    def send_bytes(self, data: bytes | bytearray) -> None:
+        for writer in self._writers:
+            writer.write(data)
+
+    def step(self) -> None:
+        """One engine step: a token for each request, one frame for each connection."""
+        frames: dict[asyncio.StreamWriter, list[Output]] = {}
+        for id, request in list(self.running.items()):
+            tokens = request.tokens[request.sent : request.sent + 1]
+            first = request.sent == 0
+            request.sent += 1
+            finish = request.finish if request.sent >= len(request.tokens) else None
+            if finish:
+                del self.running[id]
+            output = Output(id, tokens, [-0.5] * len(tokens), [0.5] * len(tokens), finish, self.cached if first else 0)
+            frames.setdefault(request.connection, []).append(output)
+        for writer, outputs in frames.items():
+            writer.write(frame(Step(outputs, self.delay)))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until ``condition`` holds; it is looked at whenever the gateway has sent something."""
+        while not condition():
+            self.arrived.clear()
+            await self.arrived.wait()
+
+    async def _step_for_ever(self) -> None:
+        while True:
+            await self._work.wait()
+            if not self.auto or not self.running:
+                self._work.clear()
+                continue
+            await asyncio.sleep(self.delay)
+            self.step()
+            if self.drained and not self.running:
+                self.ended.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        writer.write(frame(Progress("reading weights", 1, 2)))
+        writer.write(frame(self.hello))
+        writer.write(frame(Load(waiting=0, running=0, waiting_tokens=0, kv_used=0, kv_total=256, backlog=0.0)))
+        frames = FrameReader()
+        while data := await reader.read(1 << 16):
+            for payload in frames.feed(data):
+                self._take(decode_to_worker(payload), writer)
+            self.arrived.set()
+        self._writers.discard(writer)
+        writer.close()
+        self.arrived.set()
+
+    def _take(self, message: ToWorker, writer: asyncio.StreamWriter) -> None:
+        match message:
+            case Submit():
+                self.submitted.append(message)
+                if self.refuse is not None:
+                    writer.write(frame(Failed(message.id, *self.refuse)))
+                    return
+                self.running[message.id] = _Running(message, self.script(message), writer)
+                self._work.set()
+            case Abort():
+                self.aborted += message.ids
+                for id in message.ids:
+                    self.running.pop(id, None)
+            case Drain():
+                self.drained = True
+                if not self.running:
+                    self.ended.set()
+
+
+async def _main(args: argparse.Namespace) -> int:
+    if args.fail:
+        print(f"fake worker: {args.fail}", file=sys.stderr)
+        return 3
+    worker = FakeWorker(args.folder, delay=args.delay, max_model_len=args.max_model_len)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    await worker.start(args.listen.removeprefix("unix:"))
+    while not worker.ended.is_set():
+        if args.parent_pid and os.getppid() != args.parent_pid:
+            return 1
+        try:
+            await asyncio.wait_for(worker.ended.wait(), 0.1)
+        except TimeoutError:
+            continue
+    await worker.stop()
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--max-model-len", type=int, default=64)
+    parser.add_argument("--parent-pid", type=int)
+    parser.add_argument("--fail")
+    return asyncio.run(_main(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
