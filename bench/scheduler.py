@@ -1,8 +1,8 @@
 """How long does the scheduler think about a step? ``python -m bench.scheduler`` prints microseconds for each part.
 
-CPU time, so that other processes matter little. A step is `schedule` and `commit` together, as the worker's loop and the simulator pay for them; nothing is computed.
-Requests never finish in the decode rows, so a row shows the cost of a steady state. The prefill row is a queue that is
-worked off: every step admits and finishes requests.
+A step is `schedule` and `commit` together, as the worker's loop and the simulator pay for them; nothing is computed.
+Requests never finish in the decode rows, so a row shows the cost of a steady state; then whole queues are worked off,
+where every step admits and finishes requests. Times are CPU time: other processes matter little.
 """
 
 import argparse
@@ -115,12 +115,14 @@ def main(write: Callable[[str], None] = print) -> None:
     steps = parser.parse_args().steps
     write("| running | waiting | tenants | schedule us | commit us | step us |")
     write("| --- | --- | --- | --- | --- | --- |")
-    for running, waiting, tenants in ((1, 0, 1), (64, 0, 1), (256, 0, 1), (64, 2000, 1), (64, 2000, 500), (256, 2000, 10)):
+    rows = ((1, 0, 1), (64, 0, 1), (256, 0, 1), (64, 2000, 1), (64, 2000, 500), (256, 2000, 10))
+    for running, waiting, tenants in rows:
         schedule, commit = decode_row(running, waiting, tenants, steps)
         write(f"| {running} | {waiting} | {tenants} | {schedule:.0f} | {commit:.0f} | {schedule + commit:.0f} |")
     for requests, tenants in ((2000, 1), (2000, 500)):
         mean, longest, count = drain_row(requests, tenants)
-        write(f"\nA queue of {requests} requests of {tenants} tenants worked off: {mean:.0f} us a step (longest {longest:.0f}), {count} steps")
+        figures = f"{mean:.0f} us a step (longest {longest:.0f}), {count} steps"
+        write(f"\nA queue of {requests} requests, {tenants} tenant(s), worked off: {figures}")
     write(f"\nAdding a prompt of 32,768 tokens: {add_row(32768):.0f} us")
 
 

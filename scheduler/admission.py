@@ -62,9 +62,7 @@ class Forecast:
 
     __slots__ = ("_block_size", "_ends", "_lengths", "_quantile")
 
-    def __init__(
-        self, running: Iterable[Request], lengths: OutputLengths, quantile: float, block_size: int
-    ) -> None:
+    def __init__(self, running: Iterable[Request], lengths: OutputLengths, quantile: float, block_size: int) -> None:
         self._lengths = lengths
         self._quantile = quantile
         self._block_size = block_size

@@ -15,9 +15,7 @@ class Budget:
 
     __slots__ = ("_deadlines", "_floor", "_left", "_now", "_steptime", "_tokens", "seconds")
 
-    def __init__(
-        self, config: SchedulerConfig, steptime: StepTime, decodes: Work, tightest: float, now: float
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, steptime: StepTime, decodes: Work, tightest: float, now: float) -> None:
         """Reckon what the ``decodes`` leave; ``tightest`` is when the first of their tokens is due."""
         self._steptime = steptime
         self._now = now

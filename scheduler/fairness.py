@@ -169,9 +169,7 @@ class Line(Generic[R]):
         for priority in sorted(self._rings, reverse=True):
             yield from self._turns(self._rings[priority], served, now)
 
-    def _turns(
-        self, ring: OrderedDict[tuple[int, str], _Tenant[R]], served: set[int], now: float
-    ) -> Iterator[R]:
+    def _turns(self, ring: OrderedDict[tuple[int, str], _Tenant[R]], served: set[int], now: float) -> Iterator[R]:
         """One priority class, tenant by tenant, until none has anything more to offer."""
         step, quantum = self._step, self._config.quantum
         aside = 0

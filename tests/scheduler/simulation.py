@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from scheduler.batch import Plan, Request, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockPool
@@ -17,9 +18,9 @@ def seconds_of(work: Work, machine: Coefficients = MACHINE) -> float:
     return sum(coefficient * amount for coefficient, amount in zip(machine, (1, *work), strict=True))
 
 
-def make_request(uid: int, length: int, output: int = 8, **fields: object) -> Request:
+def make_request(uid: int, length: int, output: int = 8, **fields: Any) -> Request:
     """A request whose tokens no other shares, unless ``tokens`` says so."""
-    given: dict[str, object] = {
+    given: dict[str, Any] = {
         "uid": uid,
         "tokens": [1000 * uid + i for i in range(length)],
         "max_tokens": output,
@@ -28,12 +29,12 @@ def make_request(uid: int, length: int, output: int = 8, **fields: object) -> Re
         "tpot": 0.05,
     }
     given.update(fields)
-    return Request(**given)  # type: ignore[arg-type]
+    return Request(**given)
 
 
-def make_scheduler(blocks: int = 1000, block_size: int = 16, **settings: object) -> Scheduler[Request]:
+def make_scheduler(blocks: int = 1000, block_size: int = 16, **settings: Any) -> Scheduler[Request]:
     """A scheduler that knows the machine already."""
-    config = SchedulerConfig(**settings)  # type: ignore[arg-type]
+    config = SchedulerConfig(**settings)
     return Scheduler(config, BlockPool(blocks, block_size), StepTime(MACHINE))
 
 
@@ -49,11 +50,6 @@ class Trace:
     def ttft(self, request: Request) -> float:
         """Seconds to the first token."""
         return self.tokens[request.uid][0] - request.arrival
-
-    def gaps(self, request: Request) -> list[float]:
-        """Seconds between a request's tokens."""
-        times = self.tokens[request.uid]
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
 
 
 def simulate(

@@ -4,15 +4,18 @@ The oracle is an echo: a shadow pool that remembers, for each block, which token
 stood before) had their KV written into it. A slice may only continue what its request's own block table holds.
 """
 
+import random
 from itertools import product
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from scheduler.batch import Plan, Request, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockPool
 from scheduler.steptime import Coefficients, StepTime
-
 from tests.scheduler.simulation import seconds_of
 
 # Positions of one block: what was written there, which is the token and everything that it attends to.
@@ -85,7 +88,7 @@ class AnythingGoes(RuleBasedStateMachine):
     )
     def begin(
         self,
-        flags: dict[str, bool],
+        flags: dict[str, Any],
         blocks: int,
         block_size: int,
         max_running: int,
@@ -102,7 +105,7 @@ class AnythingGoes(RuleBasedStateMachine):
             token_budget=spare,
             window=window,
             quantum=quantum,
-            **flags,  # type: ignore[arg-type]
+            **flags,
         )
         self.pool = BlockPool(blocks, block_size)
         self.scheduler: Scheduler[Request] = Scheduler(self.config, self.pool, StepTime())
@@ -164,6 +167,11 @@ class AnythingGoes(RuleBasedStateMachine):
         assert fits
         self.live[request.uid] = request
         self.prompts[request.uid] = prompt
+
+    @rule(lengths=st.lists(st.tuples(st.integers(1, 15), st.integers(1, 14)), min_size=3, max_size=8))
+    def crowd(self, lengths: list[tuple[int, int]]) -> None:
+        for length, output in lengths:
+            self.arrive((), [0] * length, output, frozenset(), 0, "a", 0, ("", ""), 0.1)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -246,9 +254,9 @@ TestAnythingGoes.settings = settings(
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(flags=switches, seed=st.integers(0, 1000))
-def test_the_same_arrivals_give_the_same_plans(flags: dict[str, bool], seed: int) -> None:
+def test_the_same_arrivals_give_the_same_plans(flags: dict[str, Any], seed: int) -> None:
     def run() -> list[list[tuple[int, int, int, bool]]]:
-        config = SchedulerConfig(max_running=4, max_batch_tokens=40, min_prefill_tokens=4, token_budget=20, **flags)  # type: ignore[arg-type]
+        config = SchedulerConfig(max_running=4, max_batch_tokens=40, min_prefill_tokens=4, token_budget=20, **flags)
         scheduler: Scheduler[Request] = Scheduler(config, BlockPool(20, 4), StepTime())
         plans, now = [], 0.0
         for step in range(200):
@@ -267,3 +275,57 @@ def test_the_same_arrivals_give_the_same_plans(flags: dict[str, bool], seed: int
         return plans
 
     assert run() == run()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_crowd_on_a_tiny_pool(seed: int) -> None:
+    """Denser than the state machine: always more requests than fit, cancels among them, preemptions for certain."""
+    rng = random.Random(seed)
+    size = rng.choice([1, 2, 4])
+    blocks = rng.randrange(40, 60) // size + 1
+    names = ("time_budget", "deadlines", "fairness", "prefix_order", "lookahead", "prefix_cache")
+    flags: dict[str, Any] = {name: rng.random() < 0.7 for name in names}
+    config = SchedulerConfig(max_running=6, max_batch_tokens=40, min_prefill_tokens=2, token_budget=16, **flags)
+    scheduler: Scheduler[Request] = Scheduler(config, BlockPool(blocks, size), StepTime())
+    echo = Echo(blocks, size)
+    requests: list[Request] = []
+    prompts: list[list[int]] = []
+    now, preemptions = 0.0, 0
+    for _ in range(3000):
+        if len(requests) < 60 and scheduler.load(now).waiting < 8:
+            prompt = [rng.randrange(3)] * rng.randrange(10) + [rng.randrange(2) for _ in range(rng.randrange(1, 14))]
+            request = Request(
+                uid=len(requests),
+                tokens=prompt.copy(),
+                max_tokens=rng.randrange(1, 25),
+                max_len=40,
+                ttft=rng.choice([0.001, 0.1, 5.0]),
+                tpot=0.01,
+                arrival=now,
+                tenant=rng.choice("abc"),
+                priority=rng.randrange(2),
+                salt=rng.choice(["", "", "s"]),
+            )
+            requests.append(request)
+            prompts.append(prompt)
+            scheduler.add(request, now)
+        plan = scheduler.schedule(now)
+        assert bool(plan.slices) == scheduler.busy
+        if not scheduler.busy:
+            break
+        scheduler.check_integrity()
+        preemptions += len(plan.preempted)
+        drawn = echo.execute(plan)
+        if rng.random() < 0.02:
+            scheduler.abort(rng.choice(requests).uid)
+        seconds = seconds_of(plan.work) * rng.uniform(0.8, 1.3)
+        now += seconds
+        scheduler.commit(plan, drawn, now, seconds)
+        scheduler.check_integrity()
+    assert not scheduler.busy and len(requests) == 60
+    assert scheduler.pool.used == 0
+    finished = [(request, prompt) for request, prompt in zip(requests, prompts, strict=True) if request.finish]
+    assert len(finished) > 40
+    for request, prompt in finished:
+        assert request.tokens == expected_tokens(request, prompt)
+    assert preemptions == scheduler.load(now).preemptions_total > 0

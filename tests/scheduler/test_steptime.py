@@ -5,8 +5,8 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scheduler.steptime import PRIOR, Coefficients, StepTime, Work
 
+from scheduler.steptime import PRIOR, Coefficients, StepTime, Work
 from tests.scheduler.simulation import seconds_of
 
 MACHINES = {
