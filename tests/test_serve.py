@@ -283,7 +283,7 @@ def test_the_worker_does_not_outlive_a_killed_gateway(own: Serving) -> None:
 def test_past_the_queue_it_says_when_to_come_back(folder: Path) -> None:
     async def run(url: str) -> list[httpx2.Response]:
         async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
-            bodies = [endless(stream=False) | {"prompt": f"{number} b c"} for number in range(12)]
+            bodies = [endless(stream=False) | {"prompt": f"{number} b c", "max_tokens": 60} for number in range(12)]
             return list(await asyncio.gather(*(http.post("/v1/completions", json=body) for body in bodies)))
 
     with Serving(str(folder), "--dtype", "float32", "--max-running", "1", "--max-queue", "3") as serving:
