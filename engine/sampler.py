@@ -24,9 +24,7 @@ class Draw:
 
 def sampling_batch(draws: Sequence[Draw], device: torch.device) -> SamplingBatch:
     """The parameters of all rows, as the kernel wants them."""
-    floats = np.array(
-        [(d.sampling.temperature, d.sampling.top_p, d.sampling.min_p) for d in draws], np.float32
-    )
+    floats = np.array([(d.sampling.temperature, d.sampling.top_p, d.sampling.min_p) for d in draws], np.float32)
     temperature, top_p, min_p = np.ascontiguousarray(floats.T)
     starts = list(accumulate((len(d.banned) for d in draws), initial=0))
     seeds = np.array([d.seed & 0xFFFFFFFFFFFFFFFF for d in draws], np.uint64).view(np.int64)

@@ -16,6 +16,11 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
+from kernels.compiled import keep_compiled_kernels
+
+# Before the first kernel is declared: Numba asks for the folder then. Every kernel's module imports this one.
+keep_compiled_kernels()
+
 FASTMATH: Final = {"nsz", "arcp", "contract", "afn", "reassoc"}  # not nnan, ninf: masks are infinities
 LANES: Final = 16
 TAGS: Final = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
@@ -283,7 +288,7 @@ def lanes_sum(typing: Any, value: Any) -> Any:
 
 @intrinsic
 def exp(typing: Any, value: Any) -> Any:
-    """``e ** value`` to within 2 units in the last place (Cephes' polynomial); 0 below -87, also for -inf."""
+    """``e ** value`` to within 2 units in the last place (Cephes' polynomial); 0 below -87, ``e ** 88`` above 88."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x = args[0]
@@ -296,6 +301,7 @@ def exp(typing: Any, value: Any) -> Any:
 
         low = builder.fcmp_ordered("<", x, constant(-87.0))
         clamped = builder.select(low, constant(-87.0), x)
+        clamped = builder.select(builder.fcmp_ordered(">", x, constant(88.0)), constant(88.0), clamped)
         scaled = builder.fmul(clamped, constant(1.4426950408889634))
         power = _llvm(builder, "llvm.rint.v16f32", _VF32, [scaled])
         rest = fused(power, constant(-0.693359375), clamped)

@@ -103,9 +103,7 @@ class Decoder:
 class _LayerLoader:
     """Copies a checkpoint's tensors into merged, packed weights, one at a time."""
 
-    def __init__(
-        self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
         self._config = config
         self._source = source
         self._dtype = dtype
