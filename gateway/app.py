@@ -54,7 +54,10 @@ class App:
         except errors.ApiError as error:
             outcome = _outcome(error.status)
             if error.status >= 500 and endpoint not in _WHILE_DRAINING:
-                log.error("request=%s path=%s status=%d %s", exchange.request_id, endpoint, error.status, error.message)
+                level = logging.WARNING if error.status == 503 else logging.ERROR
+                log.log(
+                    level, "request=%s path=%s status=%d %s", exchange.request_id, endpoint, error.status, error.message
+                )
             await exchange.fail(error)
         except Exception:
             log.exception("request=%s path=%s status=500", exchange.request_id, endpoint)

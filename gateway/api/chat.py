@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.api.context import Context
 from gateway.api.exchange import Exchange
-from gateway.api.generation import answer, answer_id
+from gateway.api.generation import Generation, answer_id
 from gateway.api.prompt import render
 from gateway.wire import chat
 from gateway.wire.generation import FinishReason, Usage
@@ -49,4 +49,5 @@ async def chat_completions(context: Context, exchange: Exchange) -> None:
         variables=request.template_variables(),
     )
     form = ChatForm(model.name, request.include_usage)
-    await answer(context, exchange, model, request, prompt, form, prompt_param="messages", add_special_tokens=False)
+    generation = Generation(context, exchange, model, request, form, prompt_param="messages")
+    await generation.answer(prompt, add_special_tokens=False)

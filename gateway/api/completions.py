@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.api.context import Context
 from gateway.api.exchange import Exchange
-from gateway.api.generation import answer, answer_id
+from gateway.api.generation import Generation, answer_id
 from gateway.wire import completions, errors
 from gateway.wire.generation import FinishReason, Usage
 from gateway.wire.sse import CompletionStream
@@ -46,14 +46,10 @@ async def text_completions(context: Context, exchange: Exchange) -> None:
     prompts = request.prompts(model.vocab_size)
     if len(prompts) > 1:
         raise errors.unsupported_parameter("prompt", "one prompt a request; send a request for each")
-    await answer(
-        context,
-        exchange,
-        model,
-        request,
+    form = CompletionForm(model.name, request.include_usage)
+    generation = Generation(context, exchange, model, request, form, prompt_param="prompt")
+    await generation.answer(
         prompts[0],
-        CompletionForm(model.name, request.include_usage),
-        prompt_param="prompt",
         add_special_tokens=request.add_special_tokens is not False,
         default_max_tokens=completions.DEFAULT_MAX_TOKENS,
     )

@@ -5,7 +5,6 @@ wrong before is an ordinary error with its own status.
 """
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -16,14 +15,11 @@ from gateway.api.context import Context, api_error
 from gateway.api.exchange import ClientGone, Exchange
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
-from gateway.telemetry.metrics import ModelMetrics
 from gateway.text.stops import StopStrings
 from gateway.text.tokenizer import Tokenizer
 from gateway.wire import errors
 from gateway.wire.generation import FinishReason, GenerationRequest, Usage
 from gateway.wire.sse import DONE
-
-log = logging.getLogger(__name__)
 
 
 class Form(Protocol):
@@ -84,142 +80,152 @@ class AnswerText:
         return text
 
 
-async def answer(
-    context: Context,
-    exchange: Exchange,
-    model: ServedModel,
-    request: GenerationRequest,
-    prompt: str | list[int],
-    form: Form,
-    *,
-    prompt_param: Literal["messages", "prompt"],
-    add_special_tokens: bool,
-    default_max_tokens: int | None = None,
-) -> None:
-    """Answer one prompt, streamed or whole.
+class Generation:
+    """One prompt on its way to its answer.
 
-    Raises:
-        ApiError: whatever kept the answer from being made.
-        ClientGone: the client left; its request has been aborted.
+    Args:
+        form: how the endpoint writes the answer.
+        prompt_param: the field that the prompt came in, for errors.
     """
-    arrived = time.perf_counter()
-    counters = context.metrics.model(exchange.path, model.name)
-    context.enqueue(model)
-    watcher: asyncio.Task[None] | None = None
-    stream: OutputStream | None = None
-    try:
+
+    def __init__(
+        self,
+        context: Context,
+        exchange: Exchange,
+        model: ServedModel,
+        request: GenerationRequest,
+        form: Form,
+        *,
+        prompt_param: Literal["messages", "prompt"],
+    ) -> None:
+        self._context = context
+        self._exchange = exchange
+        self._model = model
+        self._request = request
+        self._form = form
+        self._prompt_param = prompt_param
+        self._counters = context.metrics.model(exchange.path, model.name)
+        self._text = AnswerText(model.tokenizer, request)
+        self._prompt_tokens = 0
+        self._arrived = time.perf_counter()
+
+    async def answer(
+        self, prompt: str | list[int], *, add_special_tokens: bool, default_max_tokens: int | None = None
+    ) -> None:
+        """Answer ``prompt``, streamed or whole.
+
+        Raises:
+            ApiError: whatever kept the answer from being made, or from being completed.
+            ClientGone: the client left; its request has been aborted.
+        """
+        stream: OutputStream | None = None
+        watcher: asyncio.Task[None] | None = None
+        self._context.enqueue(self._model)
+        queued = True
         try:
             if isinstance(prompt, str):
-                prompt = await model.tokenizer.encode_async(prompt, add_special_tokens=add_special_tokens)
-            if not prompt:
-                raise errors.invalid_value(prompt_param, "it has no tokens")
-            sampling = request.sampling(
-                prompt_tokens=len(prompt),
-                max_model_len=model.max_model_len,
-                vocab_size=model.vocab_size,
-                defaults=model.defaults,
-                prompt_param=prompt_param,
-                default_max_tokens=default_max_tokens,
-            )
-            stream = model.worker.submit(
-                prompt,
-                sampling,
-                priority=request.priority or 0,
-                age=time.perf_counter() - arrived,
-                salt=request.cache_salt or "",
-            )
-            watcher = asyncio.create_task(_watch(exchange, stream))
+                tokenizer = self._model.tokenizer
+                prompt = await tokenizer.encode_async(prompt, add_special_tokens=add_special_tokens)
+            stream = self._submit(prompt, default_max_tokens)
+            watcher = asyncio.create_task(_watch(self._exchange, stream))
             outputs = await stream.next()
-        finally:
-            context.dequeue()
-        counters.first_token.observe(time.perf_counter() - arrived)
-        counters.prompt_tokens.inc(len(prompt))
-        counters.cached_tokens.inc(outputs[0].cached)
-        text = AnswerText(model.tokenizer, request)
-        try:
-            if request.stream:
-                await _stream(exchange, stream, outputs, text, form, request.include_usage, len(prompt), counters)
+            self._context.dequeue()
+            queued = False
+            self._count_first_token(outputs[0])
+            if self._request.stream:
+                await self._send_as_it_comes(stream, outputs)
             else:
-                await _whole(exchange, stream, outputs, text, form, len(prompt), counters)
+                await self._send_whole(stream, outputs)
+        except (WorkerLost, RequestFailed) as fault:
+            raise api_error(fault) from fault
         finally:
-            counters.output_tokens.inc(text.completion_tokens)
-            counters.duration.observe(time.perf_counter() - arrived)
-    except (WorkerLost, RequestFailed) as fault:
-        raise api_error(fault) from fault
-    finally:
-        if watcher is not None:
-            watcher.cancel()
-        if stream is not None:
-            stream.close()
+            if queued:
+                self._context.dequeue()
+            else:
+                self._count_end()
+            if watcher is not None:
+                watcher.cancel()
+            if stream is not None:
+                stream.close()
 
+    def _submit(self, prompt: list[int], default_max_tokens: int | None) -> OutputStream:
+        if not prompt:
+            raise errors.invalid_value(self._prompt_param, "it has no tokens")
+        self._prompt_tokens = len(prompt)
+        model, request = self._model, self._request
+        sampling = request.sampling(
+            prompt_tokens=len(prompt),
+            max_model_len=model.max_model_len,
+            vocab_size=model.vocab_size,
+            defaults=model.defaults,
+            prompt_param=self._prompt_param,
+            default_max_tokens=default_max_tokens,
+        )
+        return model.worker.submit(
+            prompt,
+            sampling,
+            priority=request.priority or 0,
+            age=time.perf_counter() - self._arrived,
+            salt=request.cache_salt or "",
+        )
 
-async def _stream(
-    exchange: Exchange,
-    stream: OutputStream,
-    outputs: Sequence[Output],
-    text: AnswerText,
-    form: Form,
-    include_usage: bool,
-    prompt_tokens: int,
-    counters: ModelMetrics,
-) -> None:
-    """Send the answer as it comes: one ``send`` for all that an engine step brought."""
-    observe, clock = counters.intervals.observe, time.perf_counter
-    last = clock()
-    await exchange.start_stream()
-    delta = text.push(outputs)
-    events = form.begin()
-    while text.reason is None:
+    async def _send_as_it_comes(self, stream: OutputStream, outputs: Sequence[Output]) -> None:
+        """Send the answer in events: one ``send`` for all that an engine step brought."""
+        exchange, text, form = self._exchange, self._text, self._form
+        observe, clock = self._counters.intervals.observe, time.perf_counter
+        last = clock()
+        await exchange.start_stream()
+        events, delta = form.begin(), text.push(outputs)
+        while text.reason is None:
+            if delta:
+                events += form.text(delta)
+            if events:
+                await exchange.send(events)
+            outputs = await stream.next()
+            now = clock()
+            observe(now - last)
+            last = now
+            events, delta = b"", text.push(outputs)
+        stream.close()
         if delta:
             events += form.text(delta)
-        if events:
-            await exchange.send(events)
-        outputs = await stream.next()
-        now = clock()
-        observe(now - last)
-        last = now
-        delta = text.push(outputs)
-        events = b""
-    stream.close()
-    if delta:
-        events += form.text(delta)
-    events += form.finish(text.reason)
-    if include_usage:
-        events += form.usage(_usage(prompt_tokens, text))
-    await exchange.end(events + DONE)
+        events += form.finish(text.reason)
+        if self._request.include_usage:
+            events += form.usage(self._usage())
+        await exchange.end(events + DONE)
 
+    async def _send_whole(self, stream: OutputStream, outputs: Sequence[Output]) -> None:
+        """Send the answer once it is complete."""
+        text = self._text
+        observe, clock = self._counters.intervals.observe, time.perf_counter
+        last = clock()
+        parts = [text.push(outputs)]
+        while text.reason is None:
+            outputs = await stream.next()
+            now = clock()
+            observe(now - last)
+            last = now
+            parts.append(text.push(outputs))
+        stream.close()
+        await self._exchange.reply(200, self._form.whole("".join(parts), text.reason, self._usage()))
 
-async def _whole(
-    exchange: Exchange,
-    stream: OutputStream,
-    outputs: Sequence[Output],
-    text: AnswerText,
-    form: Form,
-    prompt_tokens: int,
-    counters: ModelMetrics,
-) -> None:
-    """Send the answer once it is complete."""
-    observe, clock = counters.intervals.observe, time.perf_counter
-    last = clock()
-    parts = [text.push(outputs)]
-    while text.reason is None:
-        outputs = await stream.next()
-        now = clock()
-        observe(now - last)
-        last = now
-        parts.append(text.push(outputs))
-    stream.close()
-    await exchange.reply(200, form.whole("".join(parts), text.reason, _usage(prompt_tokens, text)))
+    def _usage(self) -> Usage:
+        return Usage.of(prompt=self._prompt_tokens, completion=self._text.completion_tokens, cached=self._text.cached)
+
+    def _count_first_token(self, output: Output) -> None:
+        self._counters.first_token.observe(time.perf_counter() - self._arrived)
+        self._counters.prompt_tokens.inc(self._prompt_tokens)
+        self._counters.cached_tokens.inc(output.cached)
+
+    def _count_end(self) -> None:
+        self._counters.output_tokens.inc(self._text.completion_tokens)
+        self._counters.duration.observe(time.perf_counter() - self._arrived)
 
 
 async def _watch(exchange: Exchange, stream: OutputStream) -> None:
     """Abort the request at once when its client leaves."""
     await exchange.gone()
     stream.interrupt(ClientGone())
-
-
-def _usage(prompt_tokens: int, text: AnswerText) -> Usage:
-    return Usage.of(prompt=prompt_tokens, completion=text.completion_tokens, cached=text.cached)
 
 
 def answer_id(prefix: str) -> str:

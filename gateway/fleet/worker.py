@@ -7,10 +7,13 @@ A `Worker` outlives the process behind it: when that dies and another takes its 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from engine.link import Hello, Load, Progress, Sampling, Slo
 from gateway.fleet.native import OutputStream, WorkerLink, WorkerLost, connect
 from gateway.telemetry.metrics import Metrics
+
+_NO_LOAD: Final = Load(waiting=0, running=0, waiting_tokens=0, kv_used=0, kv_total=0, backlog=0.0)
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +113,7 @@ class Worker:
         self._link = None
         self.load = None
         self._metrics.worker_up(self.name, False)
+        self._metrics.watch_worker(self.name, _NO_LOAD)
         if self.state != "shutting down":
             self.state = "restarting"
         self.lost.set()

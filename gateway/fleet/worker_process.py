@@ -115,8 +115,8 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the worker at once, without waiting."""
         self._stopping.set()
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._process is not None:
+            _signal(self._process, signal.SIGKILL)
 
     async def _run_once(self) -> int:
         """Run one process to its end and return its exit status."""
@@ -138,7 +138,7 @@ class WorkerProcess:
                 await ended
             return await process.wait()
         except asyncio.CancelledError:
-            process.kill()
+            _signal(process, signal.SIGKILL)
             await process.wait()
             raise
         finally:
@@ -213,8 +213,12 @@ async def _exited(process: asyncio.subprocess.Process, timeout: float) -> bool:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        if not await _exited(process, _KILL_AFTER):
-            process.kill()
-            await process.wait()
+    _signal(process, signal.SIGTERM)
+    if not await _exited(process, _KILL_AFTER):
+        _signal(process, signal.SIGKILL)
+        await process.wait()
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        process.send_signal(number)

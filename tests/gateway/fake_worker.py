@@ -48,8 +48,8 @@ def write_model_folder(folder: Path, *, template: str | None = TEMPLATE) -> Path
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: id for id, char in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -80,8 +80,8 @@ class _Running:
 class FakeWorker:
     """Answers each prompt with what ``script`` makes of it, one token a step; by default the prompt itself.
 
-    With ``auto`` it steps by itself, every ``delay`` seconds; without, when a test calls `step`. What the gateway sent is
-    in ``submitted``, ``aborted`` and ``drained``; ``arrived`` is set by whatever comes.
+    With ``auto`` it steps by itself, every ``delay`` seconds; without, when a test calls `step`. What the gateway sent
+    is in ``submitted``, ``aborted`` and ``drained``; ``arrived`` is set by whatever comes.
     """
 
     def __init__(
@@ -93,14 +93,20 @@ class FakeWorker:
         delay: float = 0.0,
         **hello: Any,
     ) -> None:
-        self.hello = Hello(
-            **{
-                **dict(protocol=PROTOCOL, model="fake", folder=str(folder), pid=os.getpid(), device="cpu"),
-                **dict(dtype="float32", max_model_len=64, vocab_size=257, block_size=16, kv_tokens=4096),
-                **dict(max_running=64),
-                **hello,
-            }
-        )
+        defaults: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "model": "fake",
+            "folder": str(folder),
+            "pid": os.getpid(),
+            "device": "cpu",
+            "dtype": "float32",
+            "max_model_len": 64,
+            "vocab_size": 257,
+            "block_size": 16,
+            "kv_tokens": 4096,
+            "max_running": 64,
+        }
+        self.hello = Hello(**{**defaults, **hello})
         self.script = script
         self.auto = auto
         self.delay = delay
@@ -180,10 +186,13 @@ class FakeWorker:
         writer.write(frame(self.hello))
         writer.write(frame(Load(waiting=0, running=0, waiting_tokens=0, kv_used=0, kv_total=256, backlog=0.0)))
         frames = FrameReader()
-        while data := await reader.read(1 << 16):
-            for payload in frames.feed(data):
-                self._take(decode_to_worker(payload), writer)
-            self.arrived.set()
+        try:
+            while data := await reader.read(1 << 16):
+                for payload in frames.feed(data):
+                    self._take(decode_to_worker(payload), writer)
+                self.arrived.set()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
         self._writers.discard(writer)
         writer.close()
         self.arrived.set()
