@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from engine.models import FAMILIES
 
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
-ROPE_KINDS: Final = ("default", "linear", "llama3", "yarn")
+ROPE_KINDS: Final[Mapping[str, RopeKind]] = {kind: kind for kind in get_args(RopeKind)}
 CONFIG_FILE: Final = "config.json"
 GENERATION_FILE: Final = "generation_config.json"
 HUB_PATTERNS: Final = (
@@ -229,9 +229,10 @@ def _rope(path: Path, raw: Mapping[str, Any], max_position: int) -> Rope:
     parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
         raise ModelFault(f"{path}: the RoPE parameters are {parameters!r}, expected an object")
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind not in ROPE_KINDS:
-        raise UnsupportedModel(path, f"the RoPE type {kind} is not supported")
+    name = parameters.get("rope_type") or parameters.get("type") or "default"
+    kind = ROPE_KINDS.get(name)
+    if kind is None:
+        raise UnsupportedModel(path, f"the RoPE type {name} is not supported")
     if float(parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0)) != 1.0:
         raise UnsupportedModel(path, "partial rotary embeddings are not supported")
     fields = _Fields(path, parameters)

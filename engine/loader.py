@@ -7,6 +7,7 @@ goes when the tensor has been copied: at no time is there a second copy of more 
 
 import json
 import logging
+import math
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -81,6 +82,12 @@ class Checkpoint:
         if dtype is None:
             raise ModelFault(
                 f"{entry.path}: the tensor {name} has the dtype {entry.dtype}, expected one of {', '.join(DTYPES)}"
+            )
+        expected = math.prod(shape) * dtype.itemsize
+        if entry.size != expected:
+            raise ModelFault(
+                f"{entry.path}: the tensor {name} has {entry.size} bytes, "
+                f"but its shape {list(shape)} in {entry.dtype} takes {expected}"
             )
         self._unread.discard(name)
         # Mapped copy-on-write: torch wants writable memory, and nothing ever writes.

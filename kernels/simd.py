@@ -317,7 +317,7 @@ def exp(typing: Any, value: Any) -> Any:
     return f32x16(f32x16), codegen
 
 
-@njit(cache=True, inline="always")  # type: ignore[misc]
+@njit(cache=True, inline="always")
 def address_of(array: Any) -> Any:
     """The address of a NumPy array's first element."""
     return array.ctypes.data

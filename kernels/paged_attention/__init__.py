@@ -14,5 +14,5 @@ def paged_attention(
     query: torch.Tensor, cache: LayerCache, batch: AttentionMetadata, *, window: int, scale: float
 ) -> torch.Tensor:
     """`reference.paged_attention` by the fastest provider for the query's device and dtype."""
-    provider = numba if simd.supported(query) else reference
-    return provider.paged_attention(query, cache, batch, window=window, scale=scale)
+    provider = numba.paged_attention if simd.supported(query) else reference.paged_attention
+    return provider(query, cache, batch, window=window, scale=scale)

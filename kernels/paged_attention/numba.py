@@ -49,7 +49,7 @@ def paged_attention(
     return out
 
 
-@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)
 def _attend(
     tag: Any,
     size: int,
@@ -112,7 +112,7 @@ def _attend(
         )
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _attend_tile(
     tag: Any,
     size: int,
@@ -175,7 +175,7 @@ def _attend_tile(
             simd.store_part(target + d * size, result, tag, dim - d)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _scores(tag: Any, size: int, key: int, key_stride: int, dim: int, rows: int, q: int, p: int) -> None:
     """Scores of 16 keys for every row; four rows at a time share the loads of the keys."""
     step = key_stride * size
@@ -207,7 +207,7 @@ def _scores(tag: Any, size: int, key: int, key_stride: int, dim: int, rows: int,
         row += 1
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _soften(p: int, first: int, last: int, row: int, largest: Any, total: Any, acc: int, value_stride: int) -> None:
     """Turn a row's 16 scores into weights relative to the largest score so far; rescale what was summed before."""
     if first >= last:
@@ -227,7 +227,7 @@ def _soften(p: int, first: int, last: int, row: int, largest: Any, total: Any, a
     simd.store(p, weights)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _gather(
     tag: Any, size: int, value: int, value_stride: int, rows: int, p: int, acc: int, first: int, last: int
 ) -> None:

@@ -31,7 +31,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.
     return out
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _row(tag: Any, size: int, x: int, weight: int, residual: int, out: int, width: int, eps: Any) -> None:
     source = x
     squares = simd.splat(np.float32(0))
@@ -52,14 +52,14 @@ def _row(tag: Any, size: int, x: int, weight: int, residual: int, out: int, widt
         simd.store_part(out + i * size, part, tag, width - i)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _rows(tag: Any, size: int, x: int, weight: int, residual: int, out: int, rows: int, width: int, eps: Any) -> None:
     for row in range(rows):
         at = row * width * size
         _row(tag, size, x + at, weight, residual + at if residual != 0 else 0, out + at, width, eps)
 
 
-@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)
 def _rows_parallel(
     tag: Any, size: int, x: int, weight: int, residual: int, out: int, rows: int, width: int, eps: Any
 ) -> None:

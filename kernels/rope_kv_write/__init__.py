@@ -19,5 +19,5 @@ def rope_kv_write(
     norm: QkNorm | None = None,
 ) -> None:
     """`reference.rope_kv_write` by the fastest provider for qkv's device and dtype."""
-    provider = numba if simd.supported(qkv) and qkv.is_contiguous() else reference
-    provider.rope_kv_write(qkv, positions, slots, table, cache, norm)
+    provider = numba.rope_kv_write if simd.supported(qkv) and qkv.is_contiguous() else reference.rope_kv_write
+    provider(qkv, positions, slots, table, cache, norm)

@@ -46,7 +46,7 @@ def rope_kv_write(
     )
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _norm_factor(tag: Any, size: int, head: int, dim: int, eps: Any) -> Any:
     squares = simd.splat(np.float32(0))
     for i in range(0, dim, simd.LANES):
@@ -55,7 +55,7 @@ def _norm_factor(tag: Any, size: int, head: int, dim: int, eps: Any) -> Any:
     return np.float32(1) / np.sqrt(simd.lanes_sum(squares) / np.float32(dim) + eps)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _head(tag: Any, size: int, head: int, dim: int, turn: int, weight: int, eps: Any) -> None:
     """Normalise (if there is a weight) and rotate one head in place."""
     half = dim // 2
@@ -75,7 +75,7 @@ def _head(tag: Any, size: int, head: int, dim: int, turn: int, weight: int, eps:
         simd.store_part(head + i * size, rotated, tag, n)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _token(
     tag: Any,
     size: int,
@@ -109,7 +109,7 @@ def _token(
             simd.copy(target + d * size, source + d * size, tag)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _tokens(
     tag: Any,
     size: int,
@@ -151,7 +151,7 @@ def _tokens(
         )
 
 
-@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)
 def _tokens_parallel(
     tag: Any,
     size: int,

@@ -11,5 +11,5 @@ __all__ = ["Samples", "SamplingBatch", "sample"]
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     """`reference.sample` by the fastest provider for the logits' device and dtype."""
-    provider = numba if simd.supported(logits) and logits.is_contiguous() else reference
-    return provider.sample(logits, batch)
+    provider = numba.sample if simd.supported(logits) and logits.is_contiguous() else reference.sample
+    return provider(logits, batch)

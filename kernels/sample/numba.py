@@ -47,7 +47,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     return Samples(tokens, logprobs, entropies)
 
 
-@njit(parallel=True, cache=True)  # type: ignore[misc]
+@njit(parallel=True, cache=True)
 def _sample(
     tag: Any,
     size: int,
@@ -91,7 +91,7 @@ def _sample(
         tokens[row], logprobs[row] = token, own - log_sum
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _widen(tag: Any, size: int, source: int, count: int, target: int) -> Any:
     """Copy a row as float32, padded with -inf; return its maximum."""
     most = simd.splat(np.float32(-np.inf))
@@ -103,7 +103,7 @@ def _widen(tag: Any, size: int, source: int, count: int, target: int) -> Any:
     return simd.lanes_max(most)
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _log_sum_and_entropy(values: int, count: int, largest: Any) -> Any:
     """log(sum(exp)) of a row, and ``log(sum) - sum(p * x)`` in nats, relative to the largest."""
     shift = simd.splat(-largest)
@@ -121,7 +121,7 @@ def _log_sum_and_entropy(values: int, count: int, largest: Any) -> Any:
     return np.float32(largest + np.log(total)), np.float32(max(0.0, np.log(total) - weighted / total))
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _first_of(values: Any, wanted: Any) -> Any:
     for i in range(values.shape[0]):
         if values[i] == wanted:
@@ -129,12 +129,12 @@ def _first_of(values: Any, wanted: Any) -> Any:
     return 0
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _bucket(z: float) -> int:
     return int(min(-z * BUCKETS_PER_NAT, BUCKETS - 1.0))
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _members(values: Any, largest: float, temperature: float, bucket: int, count: int) -> Any:
     """The ``z`` of one bucket, descending."""
     found = np.empty(count, np.float64)
@@ -148,7 +148,7 @@ def _members(values: Any, largest: float, temperature: float, bucket: int, count
     return found[::-1]
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _threshold(values: Any, largest32: Any, temperature32: Any, top_k: Any, top_p: Any, min_p: Any) -> float:
     """The smallest ``z`` that all filters keep."""
     largest, temperature = np.float64(largest32), np.float64(temperature32)
@@ -189,7 +189,7 @@ def _threshold(values: Any, largest32: Any, temperature32: Any, top_k: Any, top_
     return threshold
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _nucleus(values: Any, largest: float, temperature: float, counts: Any, mass: Any, wanted: float) -> float:
     """The smallest ``z`` for which what is above it weighs less than ``wanted``."""
     bucket, above = 0, 0.0
@@ -208,7 +208,7 @@ def _nucleus(values: Any, largest: float, temperature: float, counts: Any, mass:
     return float(threshold)
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _mix(x: Any) -> Any:
     x = np.uint32(x ^ (x >> np.uint32(16)))
     x = np.uint32(x * np.uint32(0x7FEB352D))
@@ -217,7 +217,7 @@ def _mix(x: Any) -> Any:
     return np.uint32(x ^ (x >> np.uint32(16)))
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)
 def _race(values: Any, largest32: Any, temperature32: Any, threshold: float, seed: Any, position: Any) -> int:
     """The Gumbel-max draw among what reaches the threshold."""
     largest, temperature = np.float64(largest32), np.float64(temperature32)

@@ -28,7 +28,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _part(tag: Any, size: int, gate: int, up: int, out: int, width: int) -> None:
     one = simd.splat(np.float32(1))
     minus = simd.splat(np.float32(-1))
@@ -39,14 +39,14 @@ def _part(tag: Any, size: int, gate: int, up: int, out: int, width: int) -> None
         simd.store_part(out + i * size, result, tag, width - i)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _rows(tag: Any, size: int, gate_up: int, out: int, rows: int, width: int) -> None:
     for row in range(rows):
         gate = gate_up + 2 * row * width * size
         _part(tag, size, gate, gate + width * size, out + row * width * size, width)
 
 
-@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)  # type: ignore[misc]
+@njit(parallel=True, cache=True, fastmath=simd.FASTMATH)
 def _rows_parallel(tag: Any, size: int, gate_up: int, out: int, rows: int, width: int) -> None:
     pieces = (width + 511) // 512
     for item in prange(rows * pieces):

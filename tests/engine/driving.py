@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from engine.link import Sampling
+from engine.runner import Job, Runner
 from scheduler.batch import Plan, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockPool
 from scheduler.steptime import StepTime
-
-from engine.link import Sampling
-from engine.runner import Job, Runner
 
 
 @dataclass(slots=True)

@@ -47,9 +47,7 @@ def _llama3() -> LlamaConfig:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16,
     }
-    return LlamaConfig(
-        **_BASE, rope_parameters={"rope_theta": 500.0, **scaling}, attention_bias=True, mlp_bias=True
-    )
+    return LlamaConfig(**_BASE, rope_parameters={"rope_theta": 500.0, **scaling}, attention_bias=True, mlp_bias=True)
 
 
 def _linear() -> LlamaConfig:
@@ -98,7 +96,7 @@ class Pair:
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """The judge's own continuation."""
         with torch.no_grad():
-            ids = self.judge.generate(  # type: ignore[operator]
+            ids = self.judge.generate(
                 torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False
             )
         tokens: list[int] = ids[0, len(prompt) :].tolist()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from scheduler.batch import Slice
 
+from scheduler.batch import Slice
 from tests.engine.driving import job, run
 from tests.engine.families import FAMILIES, prompt, save
 

@@ -1,17 +1,15 @@
 """Is a request's answer the same whatever else happens: neighbours, slices, cached prefixes, preemptions?"""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scheduler.batch import Plan, Scheduler, SchedulerConfig, Slice
 
 from engine.config import ModelConfig
 from engine.link import Sampling
 from engine.runner import Job, Runner, flatten, kv_bytes_per_block
+from scheduler.batch import Plan, Scheduler, SchedulerConfig, Slice
 from tests.engine.driving import job, run
 from tests.engine.families import VOCABULARY, Pair, prompt, save
 
@@ -90,12 +88,8 @@ def test_any_course_of_events_gives_the_same_tokens(
         if cancel == 0:
             scheduler.abort(0)
 
-    config = SchedulerConfig(
-        time_budget=False, token_budget=budget, min_prefill_tokens=1, lookahead=bool(budget % 2)
-    )
-    mixed = run(
-        runner, [make(uid) for uid in range(len(requests))], num_blocks=blocks, config=config, after_step=abort
-    )
+    config = SchedulerConfig(time_budget=False, token_budget=budget, min_prefill_tokens=1, lookahead=bool(budget % 2))
+    mixed = run(runner, [make(uid) for uid in range(len(requests))], num_blocks=blocks, config=config, after_step=abort)
     for uid in range(len(requests)):
         alone = run(runner, [make(uid)]).tokens[uid]
         got = mixed.tokens.get(uid, [])

@@ -28,9 +28,7 @@ def test_the_parallel_variant_is_the_same(dtype: torch.dtype) -> None:
     assert rows * width >= numba.PARALLEL
     x, weight, residual = reference.inputs(rows, width, dtype, 1)
     whole = numba.rms_norm(x, weight, 1e-6, residual.clone())
-    single = torch.cat(
-        [numba.rms_norm(x[i : i + 1], weight, 1e-6, residual[i : i + 1].clone()) for i in range(rows)]
-    )
+    single = torch.cat([numba.rms_norm(x[i : i + 1], weight, 1e-6, residual[i : i + 1].clone()) for i in range(rows)])
     assert torch.equal(whole, single)
 
 

@@ -53,9 +53,7 @@ def test_the_rotation_is_transformers() -> None:
     inputs = reference.inputs(7, 2, 1, 16, torch.float32, 8)
     cos, sin = inputs.table[inputs.positions.long()].chunk(2, dim=-1)
     heads = inputs.qkv.view(7, 4, 16).transpose(0, 1)[None]
-    query, key = apply_rotary_pos_emb(
-        heads[:, :2], heads[:, 2:3], cos.repeat(1, 2)[None], sin.repeat(1, 2)[None]
-    )
+    query, key = apply_rotary_pos_emb(heads[:, :2], heads[:, 2:3], cos.repeat(1, 2)[None], sin.repeat(1, 2)[None])
     rope_kv_write(inputs.qkv, inputs.positions, inputs.slots, inputs.table, inputs.cache)
     assert_close(inputs.qkv.view(7, 4, 16)[:, :2], query[0].transpose(0, 1), 1e-6)
     block, offset = inputs.slots // 5, inputs.slots % 5

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numba
 import torch
+
 from kernels.paged_attention.numba import _attend
 from kernels.sample.numba import _sample
-
 from kernels.warm_up import warm_up
 from tests.kernels.compare import both_dtypes
 
