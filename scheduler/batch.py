@@ -321,7 +321,7 @@ class Scheduler(Generic[R]):
         request.state = PREFILL
         self._prefilling[request.uid] = request
         self._owe(request, length - found * size)
-        if request.first_scheduled is None:
+        if not request.preemptions:
             request.cached = found * size
             self._prompt_tokens += request.prompt_len
             self._cached_tokens += found * size
@@ -344,7 +344,7 @@ class Scheduler(Generic[R]):
     def _preempt(self, request: R, preempted: list[R]) -> None:
         """Take a request's KV away. Its tokens stay, and what is published may still be found when it comes back."""
         self._let_go(request)
-        request.computed = request.published = request.shared = 0
+        request.computed = 0
         request.preemptions += 1
         request.state = WAITING
         self._preemptions += 1

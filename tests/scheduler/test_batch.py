@@ -293,6 +293,52 @@ def test_predictions_count_what_the_plan_holds_after_a_preemption() -> None:
     assert scheduler.schedule(0.0).work == (20, 20, 210, 1)
 
 
+def test_who_made_room_does_not_come_back_in_the_same_step() -> None:
+    scheduler = make_scheduler(blocks=8, block_size=4, lookahead=False)
+    scheduler.add(make_request(1, 16, output=2), 0.0)
+    scheduler.add(make_request(2, 3, output=2), 0.0)
+    run_step(scheduler)
+    scheduler.add(make_request(3, 20, output=2, priority=1), 0.0)
+    plan = run_step(scheduler)
+    assert {request.uid for request in plan.preempted} == {1, 2}
+    assert shapes(plan) == [(3, 0, 20, True)]
+
+
+def test_a_preempted_prompt_is_counted_once() -> None:
+    scheduler = make_scheduler(max_running=1)
+    request = make_request(1, 40)
+    scheduler.add(request, 0.0)
+    run_step(scheduler)
+    scheduler.add(make_request(2, 16, priority=1), 0.0)
+    while scheduler.busy:
+        run_step(scheduler)
+    assert request.preemptions == 1 and request.cached == 0
+    report = scheduler.load(0.0)
+    assert (report.prompt_tokens_total, report.cached_tokens_total) == (56, 0)
+
+
+def test_when_the_one_that_blocks_the_queue_is_aborted_the_next_comes_in() -> None:
+    scheduler = make_scheduler(blocks=8, block_size=4, prefix_order=False)
+    scheduler.add(make_request(1, 16, output=9), 0.0)
+    scheduler.add(make_request(2, 24, output=9), 0.0)
+    scheduler.add(make_request(3, 4, output=2), 0.0)
+    assert [piece.request.uid for piece in run_step(scheduler).slices] == [1]
+    assert [piece.request.uid for piece in run_step(scheduler).slices] == [1]
+    scheduler.abort(2)
+    assert [piece.request.uid for piece in run_step(scheduler).slices] == [1, 3]
+
+
+@pytest.mark.parametrize(("first_token", "due"), [(0.3, 1.05), (2.0, 2.05)])
+def test_a_late_first_token_moves_the_deadlines_that_follow(first_token: float, due: float) -> None:
+    scheduler = make_scheduler()
+    request = make_request(1, 5, ttft=1.0, tpot=0.05)
+    scheduler.add(request, 0.0)
+    run_step(scheduler, now=first_token)
+    assert request.due == pytest.approx(due)
+    run_step(scheduler, now=3.0)
+    assert request.due == pytest.approx(due + 0.05)
+
+
 # -- the switches
 
 
