@@ -97,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"can't listen on {host} port {port}: {reason}; choose another with --host and --port") from error
 
 
-class _Protocol(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """uvicorn's, except that even what is no HTTP gets OpenAI's error object for an answer."""
 
     def send_400_response(self, msg: str) -> None:
@@ -239,7 +239,7 @@ def http_config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=_Protocol,
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

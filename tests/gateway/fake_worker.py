@@ -141,6 +141,10 @@ class FakeWorker:
         self._writers.clear()
         self.running.clear()
 
+    @property
+    def connected(self) -> bool:
+        return bool(self._writers)
+
     def send(self, message: ToGateway) -> None:
         self.send_bytes(frame(message))
 

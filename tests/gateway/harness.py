@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -12,12 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import openai
 import uvloop
+from uvicorn.server import ServerState
 
 from gateway.api.context import Context
 from gateway.app import App
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
-from gateway.server import GatewayHttpServer, http_config, listen
+from gateway.server import HttpProtocol, http_config, listen
 from gateway.telemetry.metrics import Metrics
 from tests.gateway.fake_worker import FakeWorker
 
@@ -149,16 +149,23 @@ async def serving(
             await fleet_worker.connect(f"unix:{directory}/w.sock")
             await fleet_worker.greeted.wait()
             context.models["fake"] = await ServedModel.load(worker.hello, fleet_worker)
-        server = GatewayHttpServer(http_config(App(context)))
-        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
+        # The protocol alone, without uvicorn.Server around it: that one sleeps when it ends.
+        config = http_config(App(context))
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: HttpProtocol(config=config, server_state=state, app_state={}), sock=listener
+        )
         try:
             yield Gateway(context, worker, listener.getsockname()[1])
         finally:
-            server.force_exit = server.should_exit = True
+            server.close()
+            for connection in list(state.connections):
+                connection.shutdown()
             await worker.stop()
-            await serving_task
+            while state.tasks or worker.connected:
+                await asyncio.sleep(0)
             fleet_worker.close()
 
 
@@ -184,9 +191,3 @@ def serving_in_thread(folder: Path, **options: Any) -> Iterator[Gateway]:
     finally:
         done.set()
         thread.join()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port

@@ -1,0 +1,178 @@
+"""``/v1/completions``, mostly through the official client."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.fake_worker import prompt_ids
+from tests.gateway.harness import run, serving
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "prompt": "abc", **fields}
+
+
+def test_an_answer_through_the_client(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway, gateway.openai() as client:
+            found = await client.completions.create(model="fake", prompt="hello, Σ")
+            assert found.object == "text_completion"
+            assert found.choices[0].text == "hello, Σ"
+            assert found.choices[0].finish_reason == "stop"
+            assert found.usage is not None
+            assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (9, 9)
+
+    run(scenario())
+
+
+def test_a_stream_through_the_client(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway, gateway.openai() as client:
+            stream = await client.completions.create(
+                model="fake", prompt="hello", stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+            assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "hello"
+            assert chunks[-2].choices[0].finish_reason == "stop"
+            assert chunks[-1].usage is not None
+            assert chunks[-1].usage.total_tokens == 10
+
+    run(scenario())
+
+
+def test_sixteen_tokens_unless_said(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            found = await gateway.post("/v1/completions", body(prompt="x" * 30))
+            assert found.json["usage"]["completion_tokens"] == 16
+            assert found.json["choices"][0]["finish_reason"] == "length"
+            near_the_end = await gateway.post("/v1/completions", body(prompt="x" * 60))
+            assert near_the_end.json["usage"]["completion_tokens"] == 4
+            said = await gateway.post("/v1/completions", body(prompt="x" * 30, max_tokens=20))
+            assert said.json["usage"]["completion_tokens"] == 20
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("prompt", [[65, 66, 67], [[65, 66, 67]]])
+def test_token_ids_for_a_prompt(model_folder: Path, prompt: Any) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            found = await gateway.post("/v1/completions", body(prompt=prompt))
+            assert found.status == 200
+            assert prompt_ids(gateway.worker.submitted[0]) == [65, 66, 67]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        ("", "invalid_value"),
+        ([], "invalid_value"),
+        ([[]], "invalid_value"),
+        (["a", "b"], "unsupported_parameter"),
+        ([[1], [2]], "unsupported_parameter"),
+        ([1, 257], "invalid_value"),
+        ([-1], "invalid_value"),
+        (["a", 1], "invalid_value"),
+        (5, "invalid_type"),
+        (None, "invalid_type"),
+        ("x" * 64, "context_length_exceeded"),
+    ],
+)
+def test_prompts_that_are_refused(model_folder: Path, prompt: Any, code: str) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            found = await gateway.post("/v1/completions", body(prompt=prompt))
+            assert found.status == 400
+            assert found.json["error"]["code"] == code
+            assert found.json["error"]["param"].startswith("prompt")
+            assert gateway.context.queued == 0
+
+    run(scenario())
+
+
+def test_stop_strings_end_an_answer_and_its_work(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder, auto=False) as gateway:
+            gateway.worker.auto = True
+            for stream in (False, True):
+                sent = body(prompt="one two three four", stop=["thr", "zzz"], max_tokens=40, stream=stream)
+                found = await gateway.post("/v1/completions", sent)
+                if stream:
+                    choices = [json.loads(event)["choices"][0] for event in found.events[:-1]]
+                    assert "".join(choice["text"] for choice in choices) == "one two "
+                    assert choices[-1]["finish_reason"] == "stop"
+                else:
+                    assert found.json["choices"][0]["text"] == "one two "
+                    assert found.json["choices"][0]["finish_reason"] == "stop"
+                    assert found.json["usage"]["completion_tokens"] == len("one two thr")
+
+    run(scenario())
+
+
+def test_a_stop_string_aborts_the_rest(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder, auto=False, script=lambda submit: [65] * 50) as gateway:
+            text = gateway.model.tokenizer.decode([65])
+            gateway.worker.arrived.clear()
+            import asyncio
+
+            asked = asyncio.create_task(gateway.post("/v1/completions", body(stop=text * 3, max_tokens=40)))
+            await gateway.worker.until(lambda: gateway.worker.running)
+            for _ in range(3):
+                gateway.worker.step()
+            found = await asked
+            assert found.json["choices"][0]["text"] == ""
+            await gateway.worker.until(lambda: gateway.worker.aborted)
+            assert gateway.worker.running == {}
+
+    run(scenario())
+
+
+def test_a_stop_string_that_never_completes_is_sent_after_all(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            found = await gateway.post("/v1/completions", body(prompt="one thr", stop="three"))
+            assert found.json["choices"][0]["text"] == "one thr"
+
+    run(scenario())
+
+
+def test_the_stop_string_is_included_when_asked_for(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            found = await gateway.post(
+                "/v1/completions", body(prompt="one two three", stop="two", include_stop_str_in_output=True)
+            )
+            assert found.json["choices"][0]["text"] == "one two"
+
+    run(scenario())
+
+
+def test_special_tokens_are_skipped_unless_wanted(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder, script=lambda submit: [*range(65, 68), 256]) as gateway:
+            text = gateway.model.tokenizer.decode([65, 66, 67])
+            plain = await gateway.post("/v1/completions", body())
+            kept = await gateway.post("/v1/completions", body(skip_special_tokens=False))
+            assert plain.json["choices"][0]["text"] == text
+            assert kept.json["choices"][0]["text"] == f"{text}<|im_end|>"
+            assert plain.json["usage"]["completion_tokens"] == 4
+
+    run(scenario())
+
+
+def test_a_character_cut_in_half_is_not_sent_early(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            found = await gateway.post("/v1/completions", body(prompt="a👋b", stream=True))
+            texts = [json.loads(event)["choices"][0]["text"] for event in found.events[:-1]]
+            assert [text for text in texts if text] == ["a", "👋", "b"]
+            cut = await gateway.post("/v1/completions", body(prompt="a👋b", max_tokens=3))
+            assert cut.json["choices"][0]["text"].startswith("a\N{REPLACEMENT CHARACTER}")
+
+    run(scenario())
