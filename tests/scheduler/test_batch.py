@@ -295,8 +295,8 @@ def test_predictions_count_what_the_plan_holds_after_a_preemption() -> None:
 
 def test_who_made_room_does_not_come_back_in_the_same_step() -> None:
     scheduler = make_scheduler(blocks=8, block_size=4, lookahead=False)
-    scheduler.add(make_request(1, 16, output=2), 0.0)
-    scheduler.add(make_request(2, 3, output=2), 0.0)
+    scheduler.add(make_request(1, 16, output=2, tenant="a"), 0.0)
+    scheduler.add(make_request(2, 3, output=2, tenant="b"), 0.0)
     run_step(scheduler)
     scheduler.add(make_request(3, 20, output=2, priority=1), 0.0)
     plan = run_step(scheduler)
