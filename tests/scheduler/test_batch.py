@@ -298,6 +298,7 @@ def test_who_made_room_does_not_come_back_in_the_same_step() -> None:
     scheduler.add(make_request(1, 16, output=2, tenant="a"), 0.0)
     scheduler.add(make_request(2, 3, output=2, tenant="b"), 0.0)
     run_step(scheduler)
+    scheduler.add(make_request(4, 30, output=2, tenant="b"), 0.0)
     scheduler.add(make_request(3, 20, output=2, priority=1), 0.0)
     plan = run_step(scheduler)
     assert {request.uid for request in plan.preempted} == {1, 2}
