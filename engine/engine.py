@@ -25,6 +25,8 @@ from engine.runner import Job, Runner, kv_bytes_per_block
 
 log = logging.getLogger(__name__)
 
+# Prefill that one step computes at most: bounds the memory that a step takes beside weights and KV cache.
+_BATCH_TOKENS = 8192
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -99,7 +101,13 @@ class Engine:
         runner = Runner(model, budget.blocks, options.block_size)
         runner.warm_up(progress)
         pool = BlockPool(budget.blocks, options.block_size, record_events=options.kv_events is not None)
-        scheduler: Scheduler[Job] = Scheduler(SchedulerConfig(max_running=options.max_running), pool, StepTime())
+        limits = SchedulerConfig(
+            max_running=options.max_running,
+            max_batch_tokens=options.max_running + _BATCH_TOKENS,
+            ttft=options.ttft,
+            tpot=options.tpot,
+        )
+        scheduler: Scheduler[Job] = Scheduler(limits, pool, StepTime())
         return cls(
             name=options.name or _name_of(options.model),
             folder=folder,

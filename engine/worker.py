@@ -5,6 +5,7 @@ what gateways sent, run one engine step, send each gateway one frame with all th
 everything, so nothing here needs a lock, and an abort frees its blocks before the next step is planned.
 """
 
+import gc
 import logging
 import os
 import random
@@ -81,6 +82,8 @@ class Worker:
 
     def run(self) -> None:
         """Serve until drained, or until the parent process has gone."""
+        gc.collect()
+        gc.freeze()  # what is here now stays: no later collection, in the middle of a step, has to look at it
         try:
             for connection in self._connections.alive:
                 self._greet(connection)
