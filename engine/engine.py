@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from scheduler.batch import Plan, Scheduler, SchedulerConfig
-from scheduler.blocks import BlockEvent, BlockPool
-from scheduler.steptime import StepTime
 
 from engine.config import ModelConfig, resolve_model
 from engine.link import Load, Sampling
@@ -22,6 +19,9 @@ from engine.loader import choose_dtype, load_model
 from engine.memory import kv_budget
 from engine.options import WorkerOptions
 from engine.runner import Job, Runner, kv_bytes_per_block
+from scheduler.batch import Plan, Scheduler, SchedulerConfig
+from scheduler.blocks import BlockEvent, BlockPool
+from scheduler.steptime import StepTime
 
 log = logging.getLogger(__name__)
 

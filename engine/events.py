@@ -60,7 +60,7 @@ class KvEventPublisher:
         """Answer everybody who asked for batches they missed. Returns at once when nobody did."""
         if self._replay is None:
             return
-        while self._replay.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        while int(self._replay.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             parts = self._replay.recv_multipart()
             if len(parts) != 3 or len(parts[2]) != 8:
                 continue
