@@ -167,6 +167,10 @@ class FakeWorker:
         for writer, outputs in frames.items():
             writer.write(frame(Step(outputs, self.delay)))
 
+    def kick(self) -> None:
+        """Let the worker see that ``auto`` has been set."""
+        self._work.set()
+
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until ``condition`` holds; it is looked at whenever the gateway has sent something."""
         while not condition():

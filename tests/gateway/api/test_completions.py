@@ -1,5 +1,6 @@
 """``/v1/completions``, mostly through the official client."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,7 @@ def test_prompts_that_are_refused(model_folder: Path, prompt: Any, code: str) ->
 
 def test_stop_strings_end_an_answer_and_its_work(model_folder: Path) -> None:
     async def scenario() -> None:
-        async with serving(model_folder, auto=False) as gateway:
-            gateway.worker.auto = True
+        async with serving(model_folder) as gateway:
             for stream in (False, True):
                 sent = body(prompt="one two three four", stop=["thr", "zzz"], max_tokens=40, stream=stream)
                 found = await gateway.post("/v1/completions", sent)
@@ -119,8 +119,6 @@ def test_a_stop_string_aborts_the_rest(model_folder: Path) -> None:
         async with serving(model_folder, auto=False, script=lambda submit: [65] * 50) as gateway:
             text = gateway.model.tokenizer.decode([65])
             gateway.worker.arrived.clear()
-            import asyncio
-
             asked = asyncio.create_task(gateway.post("/v1/completions", body(stop=text * 3, max_tokens=40)))
             await gateway.worker.until(lambda: gateway.worker.running)
             for _ in range(3):
