@@ -1,0 +1,60 @@
+"""What all endpoints share."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.api.context import Context
+from gateway.wire import errors
+from tests.gateway.harness import run, serving
+
+
+def test_without_a_model_there_is_nothing_to_ask() -> None:
+    context = Context(max_queue=1, max_body=1)
+    with pytest.raises(errors.ApiError, match="still being loaded") as refused:
+        context.model("anything")
+    assert refused.value.status == 503
+    assert context.not_ready == "The model is still being loaded."
+
+
+def test_models_are_found_by_name(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            assert gateway.context.model("fake").name == "fake"
+            with pytest.raises(errors.ApiError, match=r"'other' does not exist.*'fake'") as refused:
+                gateway.context.model("other")
+            assert refused.value.status == 404
+
+    run(scenario())
+
+
+def test_ready_follows_the_worker_and_the_drain(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            reasons = [gateway.context.not_ready]
+            gateway.worker.drop()
+            await gateway.model.worker.lost.wait()
+            reasons.append(gateway.context.not_ready)
+            gateway.context.draining = True
+            reasons.append(gateway.context.not_ready)
+            assert reasons == [None, "The worker of 'fake' is restarting.", "The server is shutting down."]
+
+    run(scenario())
+
+
+def test_the_queue_is_bounded(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder, max_queue=2) as gateway:
+            context = gateway.context
+            context.enqueue(gateway.model)
+            context.enqueue(gateway.model)
+            with pytest.raises(errors.ApiError) as refused:
+                context.enqueue(gateway.model)
+            assert refused.value.status == 429
+            context.dequeue()
+            context.enqueue(gateway.model)
+            assert context.queued == 2
+            context.dequeue()
+            context.dequeue()
+
+    run(scenario())
