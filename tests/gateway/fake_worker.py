@@ -115,6 +115,8 @@ class FakeWorker:
         self.submitted: list[Submit] = []
         self.aborted: list[int] = []
         self.drained = False
+        self.loaded = asyncio.Event()
+        self.loaded.set()
         self.running: dict[int, _Running] = {}
         self.arrived = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -191,6 +193,7 @@ class FakeWorker:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         writer.write(frame(Progress("reading weights", 1, 2)))
+        await self.loaded.wait()
         writer.write(frame(self.hello))
         writer.write(frame(Load(waiting=0, running=0, waiting_tokens=0, kv_used=0, kv_total=256, backlog=0.0)))
         frames = FrameReader()
@@ -231,6 +234,8 @@ async def _main(args: argparse.Namespace) -> int:
     worker = FakeWorker(args.folder, delay=args.delay, max_model_len=args.max_model_len)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, lambda: None)
+    if args.never_loaded:
+        worker.loaded.clear()
     await worker.start(args.listen.removeprefix("unix:"))
     while not worker.ended.is_set():
         if args.parent_pid and os.getppid() != args.parent_pid:
@@ -250,7 +255,8 @@ def main() -> int:
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--max-model-len", type=int, default=64)
     parser.add_argument("--parent-pid", type=int)
-    parser.add_argument("--fail")
+    parser.add_argument("--fail", help="say this on stderr and exit with status 3")
+    parser.add_argument("--never-loaded", action="store_true", help="say nothing but Progress")
     return asyncio.run(_main(parser.parse_args()))
 
 
