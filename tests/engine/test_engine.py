@@ -1,0 +1,96 @@
+import logging
+from pathlib import Path
+
+import pytest
+
+from engine.config import ModelFault
+from engine.engine import Engine
+from engine.link import Sampling
+from engine.options import WorkerOptions
+from engine.runner import Job
+from tests.models import CONTEXT, llama_folder
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama_folder(tmp_path_factory.mktemp("engine") / "a-llama")
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine.build(options(folder, threads=1), silent)
+
+
+def options(folder: Path | str, **changes: object) -> WorkerOptions:
+    given: dict[str, object] = {"listen": "unix:/nowhere", "model": str(folder), "kv_memory": 4 << 20}
+    return WorkerOptions(**(given | changes))  # type: ignore[arg-type]
+
+
+def job(uid: int, **changes: object) -> Job:
+    given: dict[str, object] = {
+        "uid": uid, "tokens": [5, 6, 7], "max_tokens": 4, "max_len": CONTEXT, "ttft": 1.0, "tpot": 0.05, "seed": 0,
+        "sampling": Sampling(max_tokens=4, temperature=0.0),
+    }  # fmt: skip
+    return Job(**(given | changes))  # type: ignore[arg-type]
+
+
+def test_it_is_named_after_its_folder_or_as_told(engine: Engine, folder: Path) -> None:
+    assert engine.name == "a-llama"
+    assert Engine.build(options(folder, name="other"), silent).name == "other"
+
+
+def test_nothing_to_do_is_no_step(engine: Engine) -> None:
+    assert not engine.busy
+    assert engine.step() is None
+
+
+def test_steps_draw_until_the_end(engine: Engine) -> None:
+    engine.add(job(1))
+    engine.add(job(2, max_tokens=2))
+    drawn: dict[int, list[int]] = {1: [], 2: []}
+    while engine.busy:
+        outcome = engine.step()
+        assert outcome is not None
+        assert outcome.seconds > 0
+        for made in outcome.drawn:
+            assert made.logprob < 0 < made.entropy
+            drawn[made.job.uid].append(made.token)
+    assert (len(drawn[1]), len(drawn[2])) == (4, 2)
+    assert drawn[2] == drawn[1][:2]
+    assert engine.load(0.0).kv_used == 0
+
+
+def test_a_jobs_own_stops_join_the_models_unless_it_ignores_them(engine: Engine) -> None:
+    assert engine.stop_ids(Sampling(max_tokens=1)) == {2}
+    assert engine.stop_ids(Sampling(max_tokens=1, stop_token_ids=(9,))) == {2, 9}
+    assert engine.stop_ids(Sampling(max_tokens=1, stop_token_ids=(9,), ignore_eos=True)) == {9}
+
+
+def test_a_context_beyond_the_models_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=f"--max-model-len {CONTEXT + 1}: the model was made for at most {CONTEXT}"):
+        Engine.build(options(folder, max_model_len=CONTEXT + 1), silent)
+
+
+def test_a_shorter_context_is_kept(folder: Path) -> None:
+    assert Engine.build(options(folder, max_model_len=100), silent).max_model_len == 100
+
+
+def test_a_gpu_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="--device cuda"):
+        Engine.build(options(folder, device="cuda"), silent)
+
+
+def test_no_model_means_the_demo_model(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        demo = Engine.build(options("", model=None), silent)
+    assert demo.name == "penstock-demo"
+    assert "KV cache: 4 MiB" in caplog.text
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFault, match=r"config\.json"):
+        Engine.build(options(tmp_path), silent)
