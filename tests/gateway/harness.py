@@ -63,7 +63,8 @@ class Answer(NamedTuple):
 class Gateway:
     """The gateway under test."""
 
-    def __init__(self, context: Context, worker: FakeWorker, port: int) -> None:
+    def __init__(self, context: Context, worker: FakeWorker, port: int, connections: set[Any]) -> None:
+        self.connections = connections
         self.context = context
         self.worker = worker
         self.port = port
@@ -158,7 +159,7 @@ async def serving(
             lambda: HttpProtocol(config=config, server_state=state, app_state={}), sock=listener
         )
         try:
-            yield Gateway(context, worker, listener.getsockname()[1])
+            yield Gateway(context, worker, listener.getsockname()[1], state.connections)
         finally:
             server.close()
             for connection in list(state.connections):
