@@ -14,6 +14,7 @@ from itertools import islice
 
 import msgspec
 import zmq
+
 from scheduler.blocks import AllBlocksCleared, BlockEvent, BlockRemoved, BlockStored
 
 _REMEMBERED = 10_000

@@ -53,7 +53,8 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     """Begin a request. ``id`` is the gateway's own number, unique on its connection for as long as it is open.
 
     ``tokens`` is the prompt: token ids as little-endian int32. ``age`` is how long the request has waited already.
-    ``tenant`` is who is owed service under fairness; ``salt`` keeps a prefix cache entry among its equals.
+    ``tenant`` is who is owed service under fairness; a higher ``priority`` goes first. ``salt`` keeps a prefix cache
+    entry among its equals.
     """
 
     id: int

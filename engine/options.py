@@ -1,6 +1,6 @@
 """What can be told to a worker when it starts?
 
-The same options serve ``penstock worker`` and ``python -m engine.worker``, which is how a gateway starts its own.
+The same options serve ``penstock worker`` and ``python -m engine``, which is how a gateway starts its own.
 Importing this module is cheap: torch comes in only when `run` does.
 """
 
@@ -126,6 +126,9 @@ def from_args(args: argparse.Namespace) -> WorkerOptions:
 
 def run(args: argparse.Namespace) -> int:
     """Run a worker with the options in ``args``; returns its exit status."""
+    from engine.threads import bound_spinning
+
+    bound_spinning()
     from engine.worker import run_worker
 
     return run_worker(from_args(args))

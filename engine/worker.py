@@ -310,18 +310,3 @@ def run_worker(options: WorkerOptions) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN if options.parent_pid else on_signal)
     worker.run()
     return 0
-
-
-def main() -> int:
-    """``python -m engine.worker``: how a gateway starts its own workers."""
-    import argparse
-
-    from engine.options import add_arguments, from_args
-
-    parser = argparse.ArgumentParser(prog="python -m engine.worker")
-    add_arguments(parser)
-    return run_worker(from_args(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

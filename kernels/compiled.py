@@ -16,14 +16,15 @@ import numba
 def keep_compiled_kernels() -> None:
     """Tell Numba where to keep what it compiles, unless ``NUMBA_CACHE_DIR`` does already.
 
-    Beside the sources; where those are read-only, in the user's cache; at worst in the folder for temporary files.
+    Beside the sources; where those are read-only, in the user's cache; at worst in a new private folder, for this start
+    alone. Never in a shared place under a name that others can guess: what is kept there is loaded as code.
     """
     if numba.config.CACHE_DIR:
         return
     sources = Path(__file__).parent
     name = f"penstock-kernels-{_digest(sources)}"
     home = Path(os.path.expanduser("~"))
-    for parent in (sources / "__pycache__", home / ".cache", Path(tempfile.gettempdir())):
+    for parent in (sources / "__pycache__", home / ".cache"):
         folder = parent / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +33,7 @@ def keep_compiled_kernels() -> None:
         if os.access(folder, os.W_OK):
             numba.config.CACHE_DIR = str(folder)
             return
+    numba.config.CACHE_DIR = tempfile.mkdtemp(prefix=f"{name}-")
 
 
 def _digest(sources: Path) -> str:

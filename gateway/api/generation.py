@@ -164,7 +164,8 @@ class Generation:
         return model.worker.submit(
             prompt,
             sampling,
-            priority=request.priority or 0,
+            tenant=request.user or "",
+            priority=-(request.priority or 0),  # vLLM's: the lower, the earlier; on the link the higher
             age=time.perf_counter() - self._arrived,
             salt=request.cache_salt or "",
         )

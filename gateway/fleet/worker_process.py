@@ -158,7 +158,7 @@ class WorkerProcess:
 
 def worker_command(settings: Settings, address: str) -> list[str]:
     """The command line of a worker: what is set, and nothing else."""
-    command = [sys.executable, "-P", "-m", "engine.worker"]
+    command = [sys.executable, "-P", "-m", "engine"]
     if settings.model is not None:
         command.append(settings.model)
     command += ["--listen", address, "--parent-pid", str(os.getpid())]

@@ -130,6 +130,6 @@ def progress_of(client: LinkClient) -> list[Progress]:
 
 def start_worker(model: Path | None, path: Path, *options: str, threads: int = 1) -> "subprocess.Popen[str]":
     """A real worker process that listens at ``path``."""
-    command = [sys.executable, "-m", "engine.worker", *([str(model)] if model else []), "--listen", f"unix:{path}"]
+    command = [sys.executable, "-m", "engine", *([str(model)] if model else []), "--listen", f"unix:{path}"]
     command += ["--threads", str(threads), "--parent-pid", str(os.getpid()), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -186,7 +186,7 @@ def test_pauses_double_up_to_a_limit_and_start_over() -> None:
 
 def test_the_command_says_what_is_set_and_nothing_else() -> None:
     parent = ["--parent-pid", str(os.getpid())]
-    start = [sys.executable, "-P", "-m", "engine.worker"]
+    start = [sys.executable, "-P", "-m", "engine"]
     auto = ["--device", "auto", "--dtype", "auto"]
     assert worker_command(Settings(), "unix:/w") == [*start, "--listen", "unix:/w", *parent, *auto]
     everything = Settings(
