@@ -2,8 +2,8 @@
 
 torch and our kernels share one OpenMP pool. GNU's OpenMP spins 300,000 rounds (13 ms) before a waiting thread sleeps.
 On a machine of its own that is fastest, but whenever another process has one of the cores, the spinning keeps the
-thread that everybody waits for from running. `tiny`, one decode step on two cores of a Xeon with AMX, median ms at batch
-1 / 64, alone and beside a process that never sleeps (p99 in parentheses):
+thread that everybody waits for from running. `tiny`, one decode step on two cores of a Xeon with AMX, median ms at
+batch 1 / 64, alone and beside a process that never sleeps (p99 in parentheses):
 
     300,000 rounds   1.77 / 5.9   alone    5.8 (169) / 16 (20..363)   beside
      10,000          1.89 / 6.4            10.8 (15) / 28 (60)
