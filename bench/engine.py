@@ -23,6 +23,7 @@ from bench.machine import describe
 from bench.models import SHAPES
 from bench.sides import Timing
 from bench.workloads import WORKLOADS
+from engine.threads import SPIN_ROUNDS
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / ".cache" / "bench-models"
@@ -73,7 +74,11 @@ def run_side(side: str, model: Path, args: argparse.Namespace, seed: int) -> _Si
         BenchError: it failed, or took longer than ``args.timeout`` seconds.
     """
     python = args.vllm_python if side == "vllm" else Path(sys.executable)
-    environment = vllm_environment(python) if side == "vllm" else {}
+    environment: dict[str, str] = {}
+    if side == "vllm":
+        environment = vllm_environment(python)
+    elif side == "penstock":
+        environment = {"GOMP_SPINCOUNT": str(SPIN_ROUNDS)}  # as its worker sets it for itself
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "timings.json"
         options = ["--model", str(model), "--seed", str(seed), "--out", str(out), "--workloads", *args.workloads]
