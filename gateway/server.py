@@ -41,6 +41,7 @@ from gateway.wire import errors
 __all__ = ["add_arguments", "run", "serve"]
 
 _BACKLOG: Final = 4096
+_MAX_HEAD: Final = 256 * 1024  # of request line and headers, in bytes, where they come in several pieces
 _KEEP_ALIVE: Final = 75  # seconds; longer than the 60 s after which load balancers commonly give a connection up
 _GRACE: Final = 2.0  # for errors to reach clients once the drain timeout is over, and for a drained worker's exit
 
@@ -98,7 +99,25 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, except that even what is no HTTP gets OpenAI's error object for an answer."""
+    """uvicorn's, except that a head has a limit, and that even what is no HTTP gets OpenAI's error object."""
+
+    _in_head = False
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD and not self.transport.is_closing():
+                self.send_400_response(f"The request's head is larger than {_MAX_HEAD // 1024} KiB.")
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         body = errors.ApiError(400, msg, code="invalid_value").body

@@ -336,3 +336,37 @@ def test_nothing_is_left_behind(model_folder: Path, started: list[Served], tmp_p
     served.signal(signal.SIGINT)
     assert served.end()[0] == 0
     assert list(tmp_path.glob("penstock-*")) == []
+
+
+@pytest.mark.parametrize(
+    "begin", [b"GET / HTTP/1.1\r\nhost: test\r\nx-endless: ", b"GET /", b"GET / HTTP/1.1\r\n" + b"x-many: 1\r\n" * 9]
+)
+def test_an_endless_head_is_refused(model_folder: Path, begin: bytes) -> None:
+    async def scenario() -> Answer:
+        async with serving(model_folder) as gateway:
+            reader, writer = await gateway.connect()
+            writer.write(begin)
+            for _ in range(33):
+                writer.write(b"x" * 8192)
+                await writer.drain()
+            answer = await read_answer(reader)
+            writer.close()
+            return answer
+
+    answer = run_scenario(scenario())
+    assert answer.status == 400
+    assert "256 KiB" in answer.json["error"]["message"]
+
+
+def test_what_is_no_http_gets_an_error_object(model_folder: Path) -> None:
+    async def scenario() -> Answer:
+        async with serving(model_folder) as gateway:
+            reader, writer = await gateway.connect()
+            writer.write(b"\x16\x03\x01 this is TLS, or nonsense\r\n\r\n")
+            answer = await read_answer(reader)
+            writer.close()
+            return answer
+
+    answer = run_scenario(scenario())
+    assert answer.status == 400
+    assert answer.json["error"]["type"] == "invalid_request_error"
