@@ -1,0 +1,21 @@
+from engine.demo.scores import Cell, accuracy, score, table, trained
+from engine.demo.sheets import Item
+
+
+def item(domain: str, task: str, answer: str) -> Item:
+    return Item(domain, task, "", "?", answer)
+
+
+def test_only_exactly_the_right_text_counts() -> None:
+    asked = [item("zoo", "fact", "7:30"), item("zoo", "fact", "7:30"), item("vineyard", "fact", "slate")]
+    cells = score(asked, ["7:30", "7:30.", "slate"])
+    assert cells == [Cell("zoo", "fact", 1, 2), Cell("vineyard", "fact", 1, 1)]
+    assert trained(cells) == cells[:1]
+    assert accuracy([]) != accuracy([])
+
+
+def test_the_table_marks_untrained_domains_and_lists_other_tasks() -> None:
+    text = table([Cell("zoo", "fact", 1, 2), Cell("vineyard", "fact", 1, 1), Cell("general", "sort", 3, 4)])
+    assert "| zoo |" in text
+    assert "| vineyard (untrained) |" in text
+    assert "| sort | 75.0 |" in text
