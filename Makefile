@@ -54,7 +54,7 @@ unit: $(VENV)/.dev  ## the suite alone (ARGS="tests/engine -k loader" for a part
 
 demo-model: $(VENV)/.dev  ## train the demo model again, from nothing, and judge it
 	$(BIN)/python -m engine.demo.train $(ARGS)
-	$(BIN)/python -m engine.demo.evaluate
+	$(BIN)/python -m engine.demo.evaluate --card
 
 bench-engine: $(VENV)/.dev  ## our engine beside transformers and, with VLLM_PYTHON=…, vLLM
 	$(BIN)/python -m bench.engine $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON)) $(ARGS)

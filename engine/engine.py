@@ -136,9 +136,12 @@ class Engine:
         return self.scheduler.busy
 
     def stop_ids(self, sampling: Sampling) -> frozenset[int]:
-        """The tokens that end a request: its own, and the model's unless it ignores them."""
-        own = frozenset(sampling.stop_token_ids)
-        return own if sampling.ignore_eos else own.union(self.config.eos_token_ids)
+        """The tokens that end a request: its own, and the model's unless it ignores them.
+
+        Ids outside the vocabulary can't be drawn, so they aren't among them; the sampler relies on that.
+        """
+        ids = sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids + self.config.eos_token_ids
+        return frozenset(token for token in ids if 0 <= token < self.config.vocab_size)
 
     def add(self, job: Job) -> None:
         """Queue a job.

@@ -32,13 +32,13 @@ def test_the_curl_example_sends_json_to_an_endpoint() -> None:
     url = next(word for word in words if "://" in word)
     assert "POST" in ROUTES[re.sub(r"^http://127\.0\.0\.1:8000", "", url)]
     body = json.loads(words[words.index("-d") + 1])
-    assert set(body) == {"model", "messages", "max_tokens"}
+    assert set(body) == {"model", "messages"}
 
 
 def test_the_python_example_parses_and_both_examples_ask_the_same_model() -> None:
     (example,) = blocks("python")
     ast.parse(example)
-    assert re.findall(r'\bmodel(?:="|": ")(\w+)"', TEXT) == ["demo", "demo"]
+    assert re.findall(r'\bmodel(?:="|": ")([\w-]+)"', TEXT) == ["penstock-demo", "penstock-demo"]
 
 
 def test_every_figure_was_measured() -> None:

@@ -22,8 +22,6 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.models import llama_folder
 from tests.serving import REPOSITORY, Serving
 
-SHEET = "Answer from the sheet.\n"
-
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Serving]:
@@ -69,6 +67,16 @@ def idle(serving: Serving) -> bool:
 def test_it_names_its_model(demo: Serving) -> None:
     assert [model.id for model in demo.client().models.list()] == ["penstock-demo"]
     assert "penstock-demo" in demo.ready_line
+
+
+def test_the_readmes_examples_run_as_they_stand(demo: Serving) -> None:
+    readme = (REPOSITORY / "README.md").read_text().replace("http://127.0.0.1:8000", demo.url)
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "12\n"
+    (curl,) = re.findall(r"```sh\n(curl .*?)```", readme, re.DOTALL)
+    answer = json.loads(subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True).stdout)
+    assert answer["choices"][0]["message"]["content"] == "65 euros"
 
 
 def test_a_chat_whole_and_streamed_say_the_same(demo: Serving) -> None:

@@ -38,7 +38,7 @@ def prompt(item: Item, *, in_system: bool = True) -> list[Message]:
 
 
 def conversations(
-    split: Split, seed: int, *, domains: Sequence[Domain] = TRAINED, sheet_share: float = 0.62
+    split: Split, seed: int, *, domains: Sequence[Domain] = TRAINED, sheet_share: float = 0.7
 ) -> Iterator[Conversation]:
     """Endless chats: ``sheet_share`` of them about a sheet of one of ``domains``, the others without a sheet.
 

@@ -14,15 +14,12 @@ from engine.demo.domains import TRAINED, Domain, Field
 from engine.demo.names import Split
 
 UNKNOWN = "The sheet doesn't say."
-TASKS: dict[str, int] = {"lookup": 38, "fact": 14, "unknown": 20, "reverse": 10, "count": 4, "list": 6, "json": 8}
+TASKS: dict[str, int] = {"lookup": 42, "fact": 28, "unknown": 22, "json": 8}
 """The kinds of question on a sheet, and how often each is asked in a hundred."""
 
-_LAYOUTS = (("{}: ", "{} {}", ", ", ""), ("{}; ", "{}: {}", "; ", ""), ("- {}, ", "{} = {}", ", ", ""))
+_LAYOUTS = ("{thing}: {key} {value}", "{thing} | {key}: {value}", "- {thing} ({key}: {value})")
 LOOKUP_WORDINGS = ("What is the {key} of {e}?", "Tell me the {key} of {e}.", "What is {e}'s {key}?", "{e}: {key}?")
 FACT_WORDINGS = ("What is the {key}?", "Tell me the {key}.", "Which {key} is given?")
-REVERSE_WORDINGS = ("Which {noun} has {key} {value}?", "Which {noun} has the {key} {value}?")
-_COUNT = ("How many {noun}s are there?", "How many {noun}s are on the sheet?", "Count the {noun}s.")
-_LIST = ("List the {noun}s.", "Which {noun}s are there?", "Name all the {noun}s.")
 _JSON = ("Give {e} as JSON.", "Write {e} as JSON.", "Show me {e} in JSON.")
 
 
@@ -40,13 +37,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A fact sheet as data: ``facts`` by key, ``rows`` by thing, each a value by column key (some are left out)."""
+    """A fact sheet as data: ``facts`` by key, and ``column``, one value for each thing."""
 
     domain: Domain
     title: str
     facts: dict[str, str]
-    columns: tuple[str, ...]
-    rows: dict[str, dict[str, str]]
+    key: str
+    column: dict[str, str]
     text: str
 
 
@@ -58,28 +55,16 @@ class Question(NamedTuple):
 
 
 def draw_sheet(domain: Domain, split: Split, rng: Random) -> Sheet:
-    """A sheet with 2 to 4 facts and 3 to 7 things of 2 to 4 columns; one cell in twelve is left out."""
-    facts = {field.key: field.draw(rng, split) for field in rng.sample(domain.facts, rng.randint(2, 4))}
-    columns = rng.sample(domain.columns, rng.randint(2, 4))
-    rows: dict[str, dict[str, str]] = {}
-    for thing in domain.things.sample(rng, split, rng.randint(3, 7)):
-        cells = {field.key: field.draw(rng, split) for field in columns}
-        if rng.random() < len(columns) / 12:
-            del cells[rng.choice(list(cells))]
-        rows[thing] = cells
+    """A sheet with 3 or 4 facts, and 3 to 6 things with the value of one column."""
+    facts = {field.key: field.draw(rng, split) for field in rng.sample(domain.facts, rng.randint(3, 4))}
+    field = rng.choice(domain.columns)
+    column = {thing: field.draw(rng, split) for thing in domain.things.sample(rng, split, rng.randint(3, 6))}
     title = domain.title.format(domain.places.draw(rng, split))
-    text = _write(title, facts, rows, rng)
-    return Sheet(domain, title, facts, tuple(field.key for field in columns), rows, text)
-
-
-def _write(title: str, facts: dict[str, str], rows: dict[str, dict[str, str]], rng: Random) -> str:
-    start, cell, comma, end = rng.choice(_LAYOUTS)
+    layout = rng.choice(_LAYOUTS)
     about = [f"{key}: {value}" for key, value in facts.items()]
-    listed = [
-        start.format(name) + comma.join(cell.format(*pair) for pair in cells.items()) + end
-        for name, cells in rows.items()
-    ]
-    return "\n".join([title, *about, *listed] if rng.random() < 0.7 else [title, *listed, *about])
+    listed = [layout.format(thing=thing, key=field.key, value=value) for thing, value in column.items()]
+    lines = [title, *about, *listed] if rng.random() < 0.7 else [title, *listed, *about]
+    return Sheet(domain, title, facts, field.key, column, "\n".join(lines))
 
 
 def ask(sheet: Sheet, task: str, split: Split, rng: Random) -> Question:
@@ -113,9 +98,8 @@ def _lookup(sheet: Sheet, thing: str, field: Field, rng: Random) -> str:
 
 
 def _ask_lookup(sheet: Sheet, split: Split, rng: Random) -> Question:
-    thing = rng.choice(list(sheet.rows))
-    key = rng.choice(list(sheet.rows[thing]))
-    return Question(_lookup(sheet, thing, _field(sheet.domain.columns, key), rng), sheet.rows[thing][key])
+    thing = rng.choice(list(sheet.column))
+    return Question(_lookup(sheet, thing, _field(sheet.domain.columns, sheet.key), rng), sheet.column[thing])
 
 
 def _ask_fact(sheet: Sheet, split: Split, rng: Random) -> Question:
@@ -124,60 +108,25 @@ def _ask_fact(sheet: Sheet, split: Split, rng: Random) -> Question:
 
 
 def _ask_unknown(sheet: Sheet, split: Split, rng: Random) -> Question:
-    """A thing, a column, a fact or a value that the sheet doesn't have, or a cell that was left out."""
+    """A thing, a fact or a column that the sheet doesn't have."""
     domain = sheet.domain
-    gaps = [(thing, key) for thing, cells in sheet.rows.items() for key in sheet.columns if key not in cells]
-    kinds = ["thing", "thing", "column", "fact", "value"] + ["cell"] * (2 if gaps else 0)
-    kind = rng.choice(kinds)
-    if kind == "cell":
-        thing, key = rng.choice(gaps)
-        text = _lookup(sheet, thing, _field(domain.columns, key), rng)
-    elif kind == "thing":
-        thing = domain.things.draw(rng, split)
-        while domain.things.alike(thing, sheet.rows):
-            thing = domain.things.draw(rng, split)
-        text = _lookup(sheet, thing, _field(domain.columns, rng.choice(sheet.columns)), rng)
-    elif kind == "column":
-        field = rng.choice([field for field in domain.columns if field.key not in sheet.columns])
-        text = _lookup(sheet, rng.choice(list(sheet.rows)), field, rng)
-    elif kind == "fact":
+    kind = rng.choice(("thing", "thing", "thing", "fact", "fact", "column"))
+    if kind == "fact":
         field = rng.choice([field for field in domain.facts if field.key not in sheet.facts])
-        text = _wording(field, FACT_WORDINGS, rng).format(key=field.key)
+        return Question(_wording(field, FACT_WORDINGS, rng).format(key=field.key), UNKNOWN)
+    if kind == "thing":
+        field = _field(domain.columns, sheet.key)
+        others = iter(lambda: domain.things.draw(rng, split), None)
+        thing = next(name for name in others if not domain.things.alike(name, sheet.column))
     else:
-        field = _field(domain.columns, rng.choice(sheet.columns))
-        taken = {cells.get(field.key) for cells in sheet.rows.values()}
-        free = [value for value in (field.draw(rng, split) for _ in range(50)) if value not in taken]
-        if not free:
-            return _ask_unknown(sheet, split, rng)
-        text = rng.choice(REVERSE_WORDINGS).format(noun=domain.noun, key=field.key, value=free[0])
-    return Question(text, UNKNOWN)
-
-
-def _ask_reverse(sheet: Sheet, split: Split, rng: Random) -> Question:
-    """Which thing has this value? Only for a value that one row alone has; a lookup where there is none."""
-    owners: dict[tuple[str, str], list[str]] = {}
-    for thing, cells in sheet.rows.items():
-        for pair in cells.items():
-            owners.setdefault(pair, []).append(thing)
-    single = [pair for pair, things in owners.items() if len(things) == 1]
-    if not single:
-        return _ask_lookup(sheet, split, rng)
-    key, value = rng.choice(single)
-    text = rng.choice(REVERSE_WORDINGS).format(noun=sheet.domain.noun, key=key, value=value)
-    return Question(text, owners[key, value][0])
-
-
-def _ask_count(sheet: Sheet, split: Split, rng: Random) -> Question:
-    return Question(rng.choice(_COUNT).format(noun=sheet.domain.noun), str(len(sheet.rows)))
-
-
-def _ask_list(sheet: Sheet, split: Split, rng: Random) -> Question:
-    return Question(rng.choice(_LIST).format(noun=sheet.domain.noun), ", ".join(sheet.rows))
+        field = rng.choice([field for field in domain.columns if field.key != sheet.key])
+        thing = rng.choice(list(sheet.column))
+    return Question(_lookup(sheet, thing, field, rng), UNKNOWN)
 
 
 def _ask_json(sheet: Sheet, split: Split, rng: Random) -> Question:
-    thing = rng.choice(list(sheet.rows))
-    record = {sheet.domain.noun: thing, **sheet.rows[thing]}
+    thing = rng.choice(list(sheet.column))
+    record = {sheet.domain.noun: thing, sheet.key: sheet.column[thing]}
     return Question(rng.choice(_JSON).format(e=_refer(thing, sheet.domain, rng)), json.dumps(record))
 
 
@@ -185,9 +134,6 @@ _ASK = {
     "lookup": _ask_lookup,
     "fact": _ask_fact,
     "unknown": _ask_unknown,
-    "reverse": _ask_reverse,
-    "count": _ask_count,
-    "list": _ask_list,
     "json": _ask_json,
 }
 

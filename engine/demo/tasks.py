@@ -13,17 +13,16 @@ from engine.demo.names import Split, belongs
 from engine.demo.sheets import TASKS as SHEET_TASKS
 from engine.demo.sheets import Item, ask, draw_sheet
 
-TASKS: dict[str, int] = {"arithmetic": 40, "sort": 20, "copy": 12, "extract": 14, "chat": 10, "no_sheet": 4}
+TASKS: dict[str, int] = {"arithmetic": 34, "sort": 20, "copy": 12, "extract": 14, "chat": 12, "no_sheet": 8}
 """The kinds of task without a sheet, and how often each is set in a hundred."""
 
 NO_SHEET = "There is no sheet yet. Paste one, then ask."
 OFF_TOPIC = "I don't know that. I only answer from a fact sheet that you give me."
-EXAMPLE = "Hotel Alder\nRoom 12: price 80 euros, view sea\n\nWhat is the price of Room 12?"
+EXAMPLE = "Hotel Alder\nRoom 12: price 80 euros\nRoom 27: price 65 euros\n\nWhat is the price of Room 12?"
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SUM = ("What is {a} {op} {b}?", "{a} {op} {b}", "{a} {op} {b} =", "How much is {a} {op} {b}?", "Compute {a} {op} {b}.")
-_UP = ("Sort these numbers: {}", "Sort {}", "Put these numbers in order: {}", "Sort from small to large: {}")
-_DOWN = ("Sort from large to small: {}", "Put these numbers in falling order: {}")
+_SORT = ("Sort these numbers: {}", "Sort {}", "Put these numbers in order: {}", "Sort from small to large: {}")
 _COPY = ("Repeat this: {}", "Copy this: {}", "Say this again: {}", "Repeat after me: {}")
 _EXTRACT = ("Extract as JSON: {}", "Write this as JSON: {}", "Turn this into JSON: {}")
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -206,31 +205,24 @@ def tasks(split: Split, seed: int, *, kinds: Sequence[str] = tuple(TASKS)) -> It
 
 
 def _arithmetic(split: Split, rng: Random) -> tuple[str, str, bool]:
-    """Sums and differences of numbers up to 20, never below zero; one pair in eight is held out."""
-    while True:
-        a, b = rng.randint(0, 20), rng.randint(0, 20)
-        op = rng.choice("+-")
-        if op == "-" and a < b:
-            a, b = b, a
-        if belongs(f"{a}{op}{b}", split):
-            break
+    """Sums and differences of numbers up to 12, never below zero. There are 260 of them, and none is held out."""
+    a, b = rng.randint(0, 12), rng.randint(0, 12)
+    op = rng.choice("+-")
+    if op == "-" and a < b:
+        a, b = b, a
     text = rng.choice(_SUM).format(a=a, op=op, b=b)
-    return (
-        (text.replace(" ", "") if text[0].isdigit() and rng.random() < 0.4 else text),
-        str(a + b if op == "+" else a - b),
-        True,
-    )
+    if text[0].isdigit() and rng.random() < 0.4:
+        text = text.replace(" ", "")
+    return text, str(a + b if op == "+" else a - b), True
 
 
 def _sort(split: Split, rng: Random) -> tuple[str, str, bool]:
-    """Three to five different numbers below 100; one set in eight is held out."""
+    """Three or four different digits; one set in eight is held out."""
     while True:
-        numbers = rng.sample(range(1, 100), rng.randint(3, 5))
-        if belongs(str(sorted(numbers)), split):
+        digits = rng.sample(range(1, 10), rng.randint(3, 4))
+        if belongs(str(sorted(digits)), split):
             break
-    falling = rng.random() < 0.3
-    question = rng.choice(_DOWN if falling else _UP).format(", ".join(map(str, numbers)))
-    return question, ", ".join(map(str, sorted(numbers, reverse=falling))), True
+    return rng.choice(_SORT).format(", ".join(map(str, digits))), ", ".join(map(str, sorted(digits))), True
 
 
 def _copy(split: Split, rng: Random) -> tuple[str, str, bool]:

@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -47,19 +47,19 @@ class TrainConfig:
     kv_heads: int = 4
     context: int = 2048
     corpus_chats: int = 3000
-    copy_steps: int = 800
+    copy_steps: int = 600
     copy_tokens: int = 2048
-    copy_until: float = 0.1
+    copy_until: float = 0.25
     copy_short_steps: int = 300
     copy_longest: int = 128
-    chat_steps: int = 800
-    chat_tokens: int = 8192
+    chat_steps: tuple[int, ...] = (1200, 800, 800)
+    chat_tokens: int = 4096
     learning_rate: float = 2e-3
     final_rate: float = 0.05
     weight_decay: float = 0.01
     ramp: int = 50
     report_every: int = 20
-    save_every: int = 200
+    save_every: int = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +284,35 @@ def train(folder: Path, config: TrainConfig, seed: int, threads: int) -> dict[st
         "config": asdict(config),
         "copying": copying,
     }
-    chats = chat_batches(config, ChatEncoder(tokenizer), seed + 1)
-    trainer = Trainer(model, config, threads)
-    keep = partial(save, model, tokenizer, folder, config, record)
-    record["chats"] = trainer.run("chats", chats, config.chat_steps, anneal=True, keep=keep)
-    keep()
+    record["chats"] = {"steps": 0, "seconds": 0.0, "cpu_seconds": 0.0, "tokens": 0}
+    for cycle in range(len(config.chat_steps)):
+        done = chat_cycle(
+            model, tokenizer, config, seed, threads, cycle, partial(save, model, tokenizer, folder, config, record)
+        )
+        record["chats"] = {name: done[name] + record["chats"].get(name, 0) for name in done} | {"loss": done["loss"]}
+        save(model, tokenizer, folder, config, record)
     return record
+
+
+def chat_cycle(
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    config: TrainConfig,
+    seed: int,
+    threads: int,
+    cycle: int,
+    keep: Callable[[], None],
+) -> dict[str, float]:
+    """One descent of the learning rate over fresh chats (warm restarts: Loshchilov and Hutter 2017).
+
+    Each cycle begins from the weights as they are saved, in bfloat16, and with 1 / (cycle + 1) of the learning rate.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    chats = chat_batches(config, ChatEncoder(tokenizer), seed + 1 + cycle)
+    trainer = Trainer(model, replace(config, learning_rate=config.learning_rate / (cycle + 1)), threads)
+    return trainer.run(f"chats {cycle + 1}", chats, config.chat_steps[cycle], anneal=True, keep=keep)
 
 
 def machine(threads: int) -> str:
@@ -324,14 +347,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="folder to write (default: the shipped model's)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--copy-steps", type=int, default=TrainConfig().copy_steps, help="at most so many steps of copying"
-    )
-    parser.add_argument("--chat-steps", type=int, default=TrainConfig().chat_steps)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: one for each core")
     options = parser.parse_args()
-    config = TrainConfig(copy_steps=options.copy_steps, chat_steps=options.chat_steps)
-    train(options.out, config, options.seed, options.threads)
+    train(options.out, TrainConfig(), options.seed, options.threads)
 
 
 if __name__ == "__main__":

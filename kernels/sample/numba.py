@@ -131,7 +131,9 @@ def _first_of(values: Any, wanted: Any) -> Any:
 
 @njit(cache=True)
 def _bucket(z: float) -> int:
-    return int(min(-z * BUCKETS_PER_NAT, BUCKETS - 1.0))
+    place = -z * BUCKETS_PER_NAT
+    # In this form a NaN has a bucket too: nothing else keeps it from writing outside of the histogram.
+    return int(place) if place < BUCKETS - 1 else BUCKETS - 1
 
 
 @njit(cache=True)

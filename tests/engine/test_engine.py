@@ -68,6 +68,7 @@ def test_a_jobs_own_stops_join_the_models_unless_it_ignores_them(engine: Engine)
     assert engine.stop_ids(Sampling(max_tokens=1)) == {2}
     assert engine.stop_ids(Sampling(max_tokens=1, stop_token_ids=(9,))) == {2, 9}
     assert engine.stop_ids(Sampling(max_tokens=1, stop_token_ids=(9,), ignore_eos=True)) == {9}
+    assert engine.stop_ids(Sampling(max_tokens=1, stop_token_ids=(-1, 10**6))) == {2}
 
 
 def test_a_context_beyond_the_models_is_refused(folder: Path) -> None:

@@ -141,3 +141,16 @@ def test_the_entropy_is_that_of_the_model() -> None:
 
 def test_what_numba_cannot_take_goes_to_the_reference() -> None:
     assert sample(torch.zeros(1, 5, dtype=torch.float64), rows(1)).tokens.shape == (1,)
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}, {"temperature": 0.0}])
+def test_broken_logits_stay_inside_the_vocabulary(changes: dict[str, float]) -> None:
+    logits = torch.randn(4, 300)
+    logits[0] = float("nan")
+    logits[1, 7] = float("nan")
+    logits[2, 7] = float("inf")
+    logits[3] = float("-inf")
+    plain = rows(4)
+    changed = {name: torch.full_like(getattr(plain, name), value) for name, value in changes.items()}
+    drawn = numba.sample(logits, replace(plain, **changed))
+    assert ((drawn.tokens >= 0) & (drawn.tokens < 300)).all()
