@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scheduler.batch import Plan, Request, Slice
 
 from engine.config import ModelConfig
 from engine.link import Sampling
@@ -21,6 +20,7 @@ from kernels.kv_cache import allocate, bytes_per_block
 from kernels.paged_attention import AttentionMetadata
 from kernels.sample import sample
 from kernels.warm_up import warm_up as warm_up_kernels
+from scheduler.batch import Plan, Request, Slice
 
 ProgressCallback = Callable[[str, int, int], None]
 
