@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 331
-CONTEXT = 512
+CONTEXT = 4096
 
 
 def llama_folder(folder: Path, *, tokenizer: bool = False) -> Path:

@@ -83,7 +83,7 @@ def _sample(
             threshold = _threshold(values[:vocabulary], largest, temperature[row], top_k[row], top_p[row], min_p[row])
             token = _race(values[:vocabulary], largest, temperature[row], threshold, seed[row], position[row])
         else:
-            token = _first_of(values, largest)
+            token = _first_of(values[:vocabulary], largest)
         own = values[token]
         for i in range(first, last):
             if banned[i] == token:

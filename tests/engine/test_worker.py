@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.link import Drain, Failed, Hello, Load, Sampling, Step, Submit
 from tests.engine.link_client import LinkClient, progress_of, start_worker, tokens_of
-from tests.models import llama_folder
+from tests.models import CONTEXT, llama_folder
 
 GREEDY = Sampling(max_tokens=12, temperature=0.0, ignore_eos=True)
 LONG = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
@@ -117,7 +117,7 @@ def test_several_gateways_each_hear_of_their_own(worker: Path) -> None:
         (b"\1\0\0", GREEDY, "invalid_request", "no list of int32"),
         (b"\xff\xff\xff\xff", GREEDY, "invalid_request", "token id -1 is outside the vocabulary of 331"),
         (b"\0\0\1\0", GREEDY, "invalid_request", "token id 65536 is outside"),
-        (b"\1\0\0\0" * 512, GREEDY, "context_length_exceeded", "512 tokens, but prompt and answer may have 512"),
+        (b"\1\0\0\0" * CONTEXT, GREEDY, "context_length_exceeded", "4096 tokens, but prompt and answer may have 4096"),
         (b"\1\0\0\0", Sampling(max_tokens=0), "invalid_request", "max_tokens must be at least 1"),
     ],
 )

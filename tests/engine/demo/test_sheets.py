@@ -19,9 +19,7 @@ SEEDS = st.integers(0, 2**32)
 def line_of(sheet: Sheet, thing: str) -> str:
     """The one line of the text that is about ``thing``."""
     (line,) = [
-        line
-        for line in sheet.text.splitlines()
-        if line.removeprefix("- ").startswith((f"{thing}:", f"{thing};", f"{thing},"))
+        line for line in sheet.text.splitlines() if line.removeprefix("- ").startswith((f"{thing}:", f"{thing} "))
     ]
     return line
 

@@ -140,12 +140,13 @@ def test_what_the_request_leaves_open_is_the_models_own(model_folder: Path) -> N
     run(scenario())
 
 
-def test_priority_and_salt_reach_the_worker(model_folder: Path) -> None:
+def test_priority_user_and_salt_reach_the_worker(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder) as gateway:
-            await gateway.post("/v1/chat/completions", chat(priority=-2, cache_salt="mine"))
+            await gateway.post("/v1/chat/completions", chat(priority=-2, cache_salt="mine", user="ann"))
             (submitted,) = gateway.worker.submitted
-            assert (submitted.priority, submitted.salt) == (-2, "mine")
+            # vLLM's lower is earlier, the link's higher is
+            assert (submitted.priority, submitted.salt, submitted.tenant) == (2, "mine", "ann")
             assert submitted.age > 0
 
     run(scenario())
