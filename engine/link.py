@@ -140,7 +140,8 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True, tag="load"):
     """How busy the worker is; sent when it changed, at most every 50 ms.
 
     ``waiting_tokens`` is prefill still to be computed, ``backlog`` the predicted seconds until it has been.
-    ``prefill_rate`` is in tokens/s. The ``*_total`` fields count from the worker's start.
+    ``kv_used`` and ``kv_total`` are in tokens, ``prefill_rate`` in tokens/s. Fields that end in ``s_total`` count from
+    the worker's start.
     """
 
     waiting: int

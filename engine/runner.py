@@ -162,6 +162,5 @@ def _block_tables(blocks: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _draw_of(job: Job) -> Draw:
-    generated = len(job.tokens) - job.prompt_len
-    banned = tuple(job.stop_ids) if generated < job.sampling.min_tokens else ()
+    banned = tuple(job.stop_ids) if job.generated < job.sampling.min_tokens else ()
     return Draw(job.sampling, job.seed, len(job.tokens), banned)

@@ -68,7 +68,6 @@ class Worker:
         self._load_due = 0.0
         self._connections = Connections(options.listen)
         self._events: KvEventPublisher | None = None
-        self._progress = Progress("starting")
         try:
             if options.kv_events:
                 self._events = KvEventPublisher(options.kv_events, options.kv_replay)
@@ -209,7 +208,7 @@ class Worker:
             if owner is None:
                 continue
             connection, request = owner
-            if len(job.tokens) - job.prompt_len == 1:
+            if job.generated == 1:
                 first = job.arrival if job.first_scheduled is None else job.first_scheduled
                 output = Output(
                     request,
@@ -250,10 +249,10 @@ class Worker:
     def _report_progress(self, stage: str, done: int, total: int) -> None:
         """Tell those who wait; what they send meanwhile stays in their sockets until `run`."""
         self._check_parent()
-        self._progress = Progress(stage, done, total)
+        progress = Progress(stage, done, total)
         self._connections.accept_waiting()
         for connection in list(self._connections.alive):
-            self._connections.send(connection, self._progress)
+            self._connections.send(connection, progress)
 
     def _make_hello(self) -> Hello:
         engine = self._engine

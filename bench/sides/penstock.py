@@ -46,7 +46,7 @@ class Penstock:
             engine.add(job)
         while engine.busy:
             engine.step()
-        return [len(job.tokens) - job.prompt_len for job in jobs]
+        return [job.generated for job in jobs]
 
 
 if __name__ == "__main__":
