@@ -60,7 +60,7 @@ def endless(stream: bool) -> dict[str, object]:
 def idle(serving: Serving) -> bool:
     return all(
         serving.metric(name) == 0
-        for name in ("penstock_worker_running", "penstock_worker_waiting", "penstock_worker_kv_used_blocks")
+        for name in ("penstock_worker_running", "penstock_worker_waiting", "penstock_worker_kv_used_tokens")
     )
 
 

@@ -66,8 +66,10 @@ METRICS: Final[dict[str, Metric]] = {
     "penstock_worker_backlog_seconds": Metric(
         "gauge", "How long the worker expects to take for the prompts at hand.", ("worker",)
     ),
-    "penstock_worker_kv_used_blocks": Metric("gauge", "KV cache blocks in use.", ("worker",)),
-    "penstock_worker_kv_total_blocks": Metric("gauge", "KV cache blocks in all.", ("worker",)),
+    "penstock_worker_kv_used_tokens": Metric(
+        "gauge", "Tokens that the KV cache blocks in use have room for.", ("worker",)
+    ),
+    "penstock_worker_kv_total_tokens": Metric("gauge", "Tokens that the whole KV cache has room for.", ("worker",)),
     "penstock_worker_steps": Metric("gauge", "Engine steps since the worker's start.", ("worker",)),
     "penstock_worker_preemptions": Metric("gauge", "Preemptions since the worker's start.", ("worker",)),
 }
@@ -153,8 +155,8 @@ class Metrics:
                 ("running", "running"),
                 ("waiting_tokens", "waiting_tokens"),
                 ("backlog", "backlog_seconds"),
-                ("kv_used", "kv_used_blocks"),
-                ("kv_total", "kv_total_blocks"),
+                ("kv_used", "kv_used_tokens"),
+                ("kv_total", "kv_total_tokens"),
                 ("steps_total", "steps"),
                 ("preemptions_total", "preemptions"),
             )

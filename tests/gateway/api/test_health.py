@@ -34,6 +34,6 @@ def test_not_ready_without_a_worker(model_folder: Path) -> None:
             assert (await gateway.get("/health/ready")).status == 503
             page = (await gateway.get("/metrics")).body.decode()
             assert 'penstock_worker_up{worker="w0"} 0.0' in page
-            assert 'penstock_worker_kv_total_blocks{worker="w0"} 0.0' in page
+            assert 'penstock_worker_kv_total_tokens{worker="w0"} 0.0' in page
 
     run(scenario())

@@ -82,7 +82,7 @@ def test_a_worker_is_shown() -> None:
     metrics.watch_worker("w0", load)
     found = samples(metrics)
     names = (
-        *("up", "restarts_total", "waiting", "running", "waiting_tokens", "kv_used_blocks", "kv_total_blocks"),
+        *("up", "restarts_total", "waiting", "running", "waiting_tokens", "kv_used_tokens", "kv_total_tokens"),
         *("backlog_seconds", "steps", "preemptions"),
     )
     values = [found[f"penstock_worker_{name}", (("worker", "w0"),)] for name in names]
