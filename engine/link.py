@@ -28,8 +28,19 @@ class LinkError(ConnectionError):
     """The peer sent bytes that are no frame of this protocol; the connection can't be used any more."""
 
 
+Pooling = Literal["", "mean", "last"]
+
+
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a request's tokens are drawn. The defaults mean "off"; greedy is ``temperature == 0``."""
+    """How a request's tokens are drawn. The defaults mean "off"; greedy is ``temperature == 0``.
+
+    ``repetition_penalty`` divides the positive and multiplies the negative logits of every token that prompt or answer
+    has (Keskar et al. 2019, as transformers does it); then ``presence_penalty`` once and ``frequency_penalty`` for each
+    occurrence are subtracted for those that the *answer* has, and ``logit_bias`` is added, as at OpenAI. ``bad_words``
+    are token sequences that the answer must not contain. ``grammar`` is one of llguidance's (Lark, or JSON), which the
+    whole answer must match. ``top_logprobs`` asks for that many of the likeliest tokens beside each one drawn;
+    ``prompt_logprobs`` likewise for each token of the prompt, -1 meaning none at all.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -40,6 +51,15 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    grammar: str = ""
+    top_logprobs: int = 0
+    prompt_logprobs: int = -1
 
 
 class Slo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,8 +73,10 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     """Begin a request. ``id`` is the gateway's own number, unique on its connection for as long as it is open.
 
     ``tokens`` is the prompt: token ids as little-endian int32. ``age`` is how long the request has waited already.
-    ``tenant`` is who is owed service under fairness; a higher ``priority`` goes first. ``salt`` keeps a prefix cache
-    entry among its equals.
+    ``tenant`` is who is owed service under fairness; a higher ``priority`` goes first, and ``background`` work is done
+    in steps that nobody else needs. ``salt`` keeps a prefix cache entry among its equals. With ``embed`` the request
+    wants no tokens but the prompt's hidden states after the final norm, pooled: its one `Output` has no tokens, an
+    ``embedding``, and the finish reason ``stop``.
     """
 
     id: int
@@ -66,6 +88,8 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     slo: Slo | None = None
     salt: str = ""
     adapter: str = ""
+    background: bool = False
+    embed: Pooling = ""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -90,6 +114,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag="hello"):
     """The worker is ready. ``folder`` is where the gateway finds the tokenizer and the chat template.
 
     ``kv_tokens`` is what the KV pool holds in all; ``max_model_len`` bounds prompt plus answer of one request.
+    ``embedding_size`` is the length of an embedding, 0 where there are none.
     ``defaults`` are the sampling fields that the model's ``generation_config.json`` sets.
     """
 
@@ -110,6 +135,22 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag="hello"):
     kv_events: str = ""
     kv_replay: str = ""
     capabilities: tuple[str, ...] = ()
+    embedding_size: int = 0
+
+
+class PromptScores(msgspec.Struct, frozen=True, array_like=True):
+    """What the model thought of a prompt's tokens: N of them, the first excepted, for which there is no prediction.
+
+    Arrays as little-endian bytes: ``logprobs`` [N] float32 in nats, ``ranks`` [N] int32 (1 is the likeliest), and the
+    ``top`` likeliest tokens at each place, the likeliest first: ``top_tokens`` [N, top] int32, ``top_logprobs``
+    [N, top] float32.
+    """
+
+    top: int
+    logprobs: bytes
+    ranks: bytes
+    top_tokens: bytes
+    top_logprobs: bytes
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -117,7 +158,9 @@ class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
 
     The log-probability and the entropy are those of the model's own distribution, before temperature and filters.
     ``cached`` (prompt tokens found in the prefix cache) and ``queued`` (seconds from arrival to the first step)
-    are set on a request's first output only. Encoded as an array: fields may only be appended.
+    are set on a request's first output only, and so is ``prompt``, where it was asked for. ``top_tokens`` and
+    ``top_logprobs`` have, for each token, the likeliest ones in its place, the likeliest first, if any were asked for.
+    ``embedding`` is [hidden] float32, little-endian. Encoded as an array: fields may only be appended.
     """
 
     id: int
@@ -127,6 +170,10 @@ class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     finish: Finish | None = None
     cached: int = 0
     queued: float = 0.0
+    top_tokens: list[list[int]] = []
+    top_logprobs: list[list[float]] = []
+    prompt: PromptScores | None = None
+    embedding: bytes = b""
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
