@@ -31,12 +31,13 @@ class Delta(NamedTuple):
 
     ``parts`` is the text taken apart, for endpoints that asked for it; others find ``text``. ``tokens`` are those of
     this step, where log-probabilities or token ids were asked for: their text may come later than they do, while a
-    character or a stop string is incomplete.
+    character or a stop string is incomplete. ``completion_tokens`` counts those of this choice so far.
     """
 
     text: str
     parts: Sequence[Part] = ()
     tokens: Sequence[TokenScore] = ()
+    completion_tokens: int = 0
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -67,8 +68,8 @@ class Answer(msgspec.Struct):
 class Form(Protocol):
     """How one endpoint writes the answers to one request. Every method returns complete events, or no bytes at all."""
 
-    def begin(self) -> bytes:
-        """The events before the first delta; called once the first token has come."""
+    def begin(self, usage: Usage) -> bytes:
+        """The events before the first delta, once the first token has come. ``usage`` is that of the prompt alone."""
 
     def delta(self, index: int, delta: Delta) -> bytes:
         """More of choice ``index``. May be called with a delta that has nothing to show."""
