@@ -7,6 +7,7 @@ from typing import Final
 from gateway.api import chat, completions, health, models, tokenize
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
+from gateway.routing import Routes
 from gateway.telemetry.metrics import Outcome
 from gateway.wire import errors
 
@@ -16,13 +17,14 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/chat/completions": {"POST": chat.chat_completions},
     "/v1/completions": {"POST": completions.text_completions},
     "/v1/models": {"GET": models.list_models},
-    f"{models.PREFIX}{{model}}": {"GET": models.show_model},
+    "/v1/models/{model}": {"GET": models.show_model},
     "/tokenize": {"POST": tokenize.tokenize_text},
     "/detokenize": {"POST": tokenize.detokenize_ids},
     "/health/live": {"GET": health.live},
     "/health/ready": {"GET": health.ready},
     "/metrics": {"GET": health.metrics},
 }
+_find: Final = Routes(ROUTES).find
 _WHILE_DRAINING: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 _CLIENT_GONE: Final = 499  # nginx's status for it, in metrics only
 
@@ -40,7 +42,7 @@ class App:
             raise RuntimeError(f"this application speaks HTTP, not {scope['type']}")
         context = self._context
         exchange = Exchange(scope, receive, send)
-        endpoint = _endpoint(exchange.path)
+        endpoint, exchange.params = _find(exchange.path) or ("other", {})
         outcome: Outcome = "failed"
         context.in_flight += 1
         try:
@@ -65,15 +67,6 @@ class App:
         finally:
             context.in_flight -= 1
             context.metrics.ended(endpoint, exchange.model, exchange.status or _CLIENT_GONE, outcome)
-
-
-def _endpoint(path: str) -> str:
-    """The route of ``path`` as it stands in `ROUTES`, or ``other``."""
-    if path in ROUTES:
-        return path
-    if path.startswith(models.PREFIX) and len(path) > len(models.PREFIX):
-        return f"{models.PREFIX}{{model}}"
-    return "other"
 
 
 def _handler(endpoint: str, exchange: Exchange) -> Handler:

@@ -6,7 +6,7 @@ There is no Request and no Response object: headers are looked at once, and a st
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from gateway.wire import errors, sse
@@ -32,26 +32,45 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its answer.
 
-    ``model`` is what the metrics count it under, ``status`` the answer's status (0 before there is one).
+    ``model`` is what the metrics count it under, ``status`` the answer's status (0 before there is one), ``params``
+    what the path's parameters stand for.
     """
 
-    __slots__ = ("_content_length", "_receive", "_send", "complete", "method", "model", "path", "request_id", "status")
+    __slots__ = (
+        "_content_length",
+        "_receive",
+        "_send",
+        "complete",
+        "content_type",
+        "method",
+        "model",
+        "params",
+        "path",
+        "query",
+        "request_id",
+        "status",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
+        self.params: Mapping[str, str] = {}
         self._receive = receive
         self._send = send
         self.model = ""
         self.status = 0
         self.complete = False
         self._content_length: int | None = None
+        self.content_type = b""
         request_id = b""
         for name, value in scope["headers"]:
             if name == b"x-request-id":
                 request_id = value
             elif name == b"content-length" and value.isdigit():
                 self._content_length = int(value)
+            elif name == b"content-type":
+                self.content_type = value
         self.request_id = (
             request_id.decode("ascii") if _REQUEST_ID.fullmatch(request_id) else f"req-{secrets.token_hex(12)}"
         )
@@ -80,6 +99,29 @@ class Exchange:
                 return part if not parts else b"".join([*parts, part])
             parts.append(part)
 
+    async def parts(self, limit: int) -> AsyncIterator[bytes]:
+        """The body in the pieces that it comes in, for bodies that memory has no room for.
+
+        Raises:
+            ApiError: 413, the body has more than ``limit`` bytes. It isn't read any further then.
+            ClientGone: the client left before it was complete.
+        """
+        size = self._content_length
+        if size is not None and size > limit:
+            raise errors.request_too_large(limit, size)
+        total = 0
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            total += len(part)
+            if total > limit:
+                raise errors.request_too_large(limit)
+            yield part
+            more = message.get("more_body", False)
+
     async def gone(self) -> None:
         """Return once the client has left. Only after `body`."""
         while (await self._receive())["type"] != "http.disconnect":
@@ -96,6 +138,10 @@ class Exchange:
     async def start_stream(self) -> None:
         """Begin an answer in server-sent events; `send` and `end` follow."""
         await self._start(200, _EVENTS, None, None)
+
+    async def start_download(self, size: int, content_type: bytes, headers: Mapping[str, str]) -> None:
+        """Begin an answer of ``size`` bytes; `send` and `end` follow."""
+        await self._start(200, content_type, size, headers)
 
     async def send(self, events: bytes) -> None:
         """Send events of a streamed answer. Waits while the client reads too slowly."""

@@ -7,8 +7,6 @@ from gateway.api.exchange import Exchange
 from gateway.fleet.served_model import ServedModel
 from gateway.wire.models import Model, ModelList
 
-PREFIX = "/v1/models/"
-
 _encode = msgspec.json.Encoder().encode
 
 
@@ -19,7 +17,7 @@ async def list_models(context: Context, exchange: Exchange) -> None:
 
 async def show_model(context: Context, exchange: Exchange) -> None:
     """``GET /v1/models/NAME``: one model of those served here. A name may have slashes in it."""
-    await exchange.reply(200, _encode(_shown(context.model(exchange.path.removeprefix(PREFIX)))))
+    await exchange.reply(200, _encode(_shown(context.model(exchange.params["model"]))))
 
 
 def _shown(model: ServedModel) -> Model:

@@ -152,3 +152,43 @@ def test_the_rest_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> Non
     wire = Wire(part(b"x", True))
     run(wire.exchange().fail(errors.request_too_large(1)))
     assert wire.sent[-1]["more_body"] is False
+
+
+@pytest.mark.parametrize("parts", [[b"abc"], [b"a", b"bc"], [b"", b"a", b"", b"bc", b""]])
+def test_a_body_piece_by_piece(parts: list[bytes]) -> None:
+    wire = Wire(*(part(data, index < len(parts) - 1) for index, data in enumerate(parts)))
+
+    async def scenario() -> list[bytes]:
+        return [piece async for piece in wire.exchange().parts(3)]
+
+    assert run(scenario()) == parts
+
+
+def test_pieces_have_a_limit_and_a_client() -> None:
+    async def scenario(exchange: Exchange) -> bytes:
+        return b"".join([piece async for piece in exchange.parts(3)])
+
+    claimed = Wire(part(b"x" * 4))
+    with pytest.raises(errors.ApiError, match="has 4 bytes"):
+        run(scenario(claimed.exchange([(b"content-length", b"4")])))
+    assert len(claimed.received) == 1
+    with pytest.raises(errors.ApiError, match="accepts 3 bytes"):
+        run(scenario(Wire(part(b"xx", True), part(b"xx", True)).exchange()))
+    with pytest.raises(ClientGone):
+        run(scenario(Wire(part(b"x", True), GONE).exchange()))
+
+
+def test_a_download() -> None:
+    wire = Wire()
+    exchange = wire.exchange()
+
+    async def scenario() -> None:
+        await exchange.start_download(3, b"text/plain", {"content-disposition": "attachment"})
+        await exchange.send(b"ab")
+        await exchange.end(b"c")
+
+    run(scenario())
+    assert (wire.headers[b"content-length"], wire.headers[b"content-type"]) == (b"3", b"text/plain")
+    assert wire.headers[b"content-disposition"] == b"attachment"
+    assert b"".join(message["body"] for message in wire.sent[1:]) == b"abc"
+    assert exchange.complete
