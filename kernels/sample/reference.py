@@ -20,8 +20,13 @@ class SamplingBatch:
 
     ``temperature`` [R] float32, 0 meaning greedy (the filters then do nothing); ``top_k`` [R] int32, 0 off; ``top_p``
     [R] float32, 1 off; ``min_p`` [R] float32, 0 off; ``seed`` [R] int64, all 64 bits used; ``position`` [R] int64,
-    the index that the token will have in its sequence. Row r must not draw ``banned[banned_starts[r] :
-    banned_starts[r+1]]`` (int32; starts [R+1] int32).
+    the index that the token will have in its sequence.
+
+    Row r's logits of the tokens ``edited[edit_starts[r] : edit_starts[r+1]]`` (int32, none twice; starts [R+1] int32)
+    are edited: a positive one is divided and any other multiplied by its ``edit_scale`` (float32, 1 off), then its
+    ``edit_offset`` (float32, -inf a ban) is added. Where ``mask_row`` [R] int32 isn't -1, it is the row of ``mask``
+    [M, ceil(V / 32)] int32 that holds: token t is allowed if bit ``t % 32`` of word ``t // 32`` is set. ``top`` [R]
+    int32 is how many of the likeliest tokens to report.
     """
 
     temperature: torch.Tensor
@@ -30,43 +35,87 @@ class SamplingBatch:
     min_p: torch.Tensor
     seed: torch.Tensor
     position: torch.Tensor
-    banned: torch.Tensor
-    banned_starts: torch.Tensor
+    edited: torch.Tensor
+    edit_starts: torch.Tensor
+    edit_scale: torch.Tensor
+    edit_offset: torch.Tensor
+    mask: torch.Tensor
+    mask_row: torch.Tensor
+    top: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """``tokens`` [R] int64, ``logprobs`` and ``entropies`` [R] float32 in nats.
+    """``tokens`` [R] int64, -1 where nothing was left to draw; ``logprobs`` and ``entropies`` [R] float32 in nats.
 
-    Both are of the model's own distribution: before temperature, filters and bans.
+    ``top_tokens`` [R, K] int32 and ``top_logprobs`` [R, K] float32 are the likeliest tokens, as `likeliest` gives them;
+    K is the largest ``top`` of the batch. All but ``tokens`` is of the model's own distribution: before edits, mask,
+    temperature and filters.
     """
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
     entropies: torch.Tensor
+    top_tokens: torch.Tensor
+    top_logprobs: torch.Tensor
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     """Draw one token per row of logits [R, V] (float32 or bfloat16).
 
-    In order: bans; greedy takes the largest logit, of equal ones the smallest id. Otherwise ``z = (logit - largest) /
-    temperature``; ``top_k`` keeps what is not below the k-th largest; ``top_p`` keeps a token if those above it hold
-    less than ``top_p`` of the mass that top_k kept; ``min_p`` keeps ``exp(z) >= min_p``; equal logits share their
-    fate. The largest ``z + Gumbel noise`` of what is kept is drawn.
+    In order: edits, in float32; the mask; if no logit above -inf is left, the token is -1. Greedy takes the largest
+    logit, of equal ones the smallest id. Otherwise ``z = (logit - largest) / temperature``; ``top_k`` keeps what is not
+    below the k-th largest; ``top_p`` keeps a token if those above it hold less than ``top_p`` of the mass that top_k
+    kept; ``min_p`` keeps ``exp(z) >= min_p``; equal logits share their fate. The largest ``z + Gumbel noise`` of what
+    is kept is drawn.
     """
-    tokens = torch.empty(logits.shape[0], dtype=torch.int64)
-    logprobs = torch.empty(logits.shape[0], dtype=torch.float32)
-    entropies = torch.empty(logits.shape[0], dtype=torch.float32)
-    starts = batch.banned_starts.tolist()
-    for row in range(logits.shape[0]):
-        raw = logits[row].double()
-        own = raw.log_softmax(-1)
-        allowed = raw.clone()
-        allowed[batch.banned[starts[row] : starts[row + 1]].long()] = float("-inf")
-        token = _draw(allowed, batch, row) if batch.temperature[row] > 0 else int(allowed.argmax())
-        tokens[row], logprobs[row] = token, own[token]
+    rows, width = logits.shape[0], max(batch.top.tolist(), default=0)
+    tokens = torch.full((rows,), -1, dtype=torch.int64)
+    logprobs = torch.full((rows,), float("-inf"))
+    entropies = torch.empty(rows, dtype=torch.float32)
+    top_tokens = torch.full((rows, width), -1, dtype=torch.int32)
+    top_logprobs = torch.full((rows, width), float("-inf"))
+    for row in range(rows):
+        own = logits[row].double().log_softmax(-1)
         entropies[row] = -(own.exp() * own).nansum()
-    return Samples(tokens.to(logits.device), logprobs.to(logits.device), entropies.to(logits.device))
+        top = int(batch.top[row])
+        top_tokens[row, :top], top_logprobs[row, :top] = likeliest(own, top)
+        left = _masked(_edited(logits[row].float(), batch, row), batch, row).double()
+        if (left > float("-inf")).any():
+            token = _draw(left, batch, row) if batch.temperature[row] > 0 else int(left.argmax())
+            tokens[row], logprobs[row] = token, own[token]
+    results = (tokens, logprobs, entropies, top_tokens, top_logprobs)
+    return Samples(*(result.to(logits.device) for result in results))
+
+
+def likeliest(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids [count] int32 and log-probabilities [count] float32 of a row's likeliest tokens, the likeliest first.
+
+    Of equal ones the smaller id goes first; where the row has no more tokens above -inf, -1 and -inf.
+    """
+    order = logprobs.sort(descending=True, stable=True)
+    tokens = torch.full((count,), -1, dtype=torch.int32, device=logprobs.device)
+    values = torch.full((count,), float("-inf"), device=logprobs.device)
+    found = min(count, int((logprobs > float("-inf")).sum()))
+    tokens[:found], values[:found] = order.indices[:found].int(), order.values[:found].float()
+    return tokens, values
+
+
+def _edited(logits: torch.Tensor, batch: SamplingBatch, row: int) -> torch.Tensor:
+    begin, end = batch.edit_starts[row : row + 2].tolist()
+    tokens, scale, offset = batch.edited[begin:end].long(), batch.edit_scale[begin:end], batch.edit_offset[begin:end]
+    old = logits[tokens]
+    new = torch.where(old > 0, old / scale, old * scale) + offset
+    # A ban holds for broken logits too: of these, inf - inf would be NaN.
+    return logits.clone().index_copy_(0, tokens, new.masked_fill(offset == float("-inf"), float("-inf")))
+
+
+def _masked(logits: torch.Tensor, batch: SamplingBatch, row: int) -> torch.Tensor:
+    if batch.mask_row[row] < 0:
+        return logits
+    ids = torch.arange(logits.shape[0], device=logits.device)
+    allowed = batch.mask[batch.mask_row[row]][ids // 32] >> (ids % 32) & 1
+    return logits.masked_fill(allowed == 0, float("-inf"))
 
 
 def _draw(logits: torch.Tensor, batch: SamplingBatch, row: int) -> int:
@@ -114,15 +163,18 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def inputs(rows: int, vocabulary: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, SamplingBatch]:
-    """Random logits, and rows of every kind: greedy, plain, each filter, several filters, bans."""
+    """Random logits, and rows of every kind: greedy, plain, each filter, several filters, edits, masks, likeliest."""
     draw = torch.Generator().manual_seed(seed)
     spread = torch.rand(rows, 1, generator=draw) * 8
     logits = (torch.randn(rows, vocabulary, generator=draw) * spread).to(dtype)
 
     def sometimes(values: torch.Tensor, off: float) -> torch.Tensor:
-        return torch.where(torch.rand(rows, generator=draw) < 0.5, values, torch.full_like(values, off))
+        return torch.where(torch.rand(values.shape, generator=draw) < 0.5, values, torch.full_like(values, off))
 
-    counts = torch.randint(0, min(3, vocabulary), (rows,), generator=draw)
+    counts = sometimes(torch.randint(0, min(50, vocabulary) + 1, (rows,), generator=draw), 0)
+    edited = [torch.randperm(vocabulary, generator=draw)[:count] for count in counts.tolist()]
+    edits = int(counts.sum())
+    offset = 2 * torch.randn(edits, generator=draw)
     return logits, SamplingBatch(
         temperature=sometimes(0.05 + 2 * torch.rand(rows, generator=draw), 0.0),
         top_k=sometimes(torch.randint(1, vocabulary + 2, (rows,), generator=draw), 0).to(torch.int32),
@@ -130,6 +182,20 @@ def inputs(rows: int, vocabulary: int, dtype: torch.dtype, seed: int) -> tuple[t
         min_p=sometimes(torch.rand(rows, generator=draw) * 0.5, 0.0),
         seed=torch.randint(-(2**63), 2**63 - 1, (rows,), generator=draw),
         position=torch.randint(0, 5000, (rows,), generator=draw),
-        banned=torch.randint(0, vocabulary, (int(counts.sum()),), generator=draw, dtype=torch.int32),
-        banned_starts=torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0))).to(torch.int32),
+        edited=torch.cat(edited).to(torch.int32),
+        edit_starts=torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0))).to(torch.int32),
+        edit_scale=sometimes(0.5 + torch.rand(edits, generator=draw), 1.0),
+        edit_offset=sometimes(torch.where(torch.rand(edits, generator=draw) < 0.3, float("-inf"), offset), 0.0),
+        mask=_random_masks(vocabulary, draw),
+        mask_row=sometimes(torch.randint(0, 4, (rows,), generator=draw), -1).to(torch.int32),
+        top=sometimes(torch.randint(1, 25, (rows,), generator=draw), 0).to(torch.int32),
     )
+
+
+def _random_masks(vocabulary: int, draw: torch.Generator) -> torch.Tensor:
+    """Four of them: nothing is allowed, a few tokens, half of them, and long stretches with little between them."""
+    words = (vocabulary + 31) // 32
+    bits = torch.rand(4, words * 32, generator=draw) < torch.tensor([[0.0], [2 / vocabulary], [0.5], [0.5]])
+    stretches = torch.randint(-1, 2, (words,), generator=draw).repeat_interleave(32)
+    bits[3] = (stretches == 1) | (bits[3] & (stretches == 0))
+    return (bits.view(4, words, 32) << torch.arange(32)).sum(-1).to(torch.int32)
