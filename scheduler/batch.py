@@ -99,7 +99,7 @@ class Scheduler(Generic[R]):
         if self.config.prefix_cache and not request.hashes:
             request.hashes = chain_hashes(request.tokens, size, root_hash(request.adapter, request.salt))
         self._live[request.uid] = request
-        self._owe(request, len(request.tokens) - min(self.pool.probe(request.hashes) * size, request.prompt_len - 1))
+        self._owe(request, len(request.tokens) - min(self.pool.probe(request.sought) * size, request.prompt_len - 1))
         self._line.add(request)
         if request.priority > self._shut_priority:
             self._shut = False
@@ -300,7 +300,7 @@ class Scheduler(Generic[R]):
         pool, size = self.pool, self.pool.block_size
         length = len(request.tokens)
         # Of a prompt that is cached in full, the last token is still computed: its logits are wanted.
-        found = pool.match(request.hashes, (length - 1) // size)
+        found = pool.match(request.sought, (length - 1) // size)
         held = pool.acquire(request.hashes[:found])
         need = -(-length // size) - found
         while not self._has_room(request, need, forecast):

@@ -224,14 +224,14 @@ class Line(Generic[R]):
             if request.preemptions:
                 score = inf
             else:
-                score = probe(request.hashes) * size * saves + ageing * (now - request.arrival)
+                score = probe(request.sought) * size * saves + ageing * (now - request.arrival)
             scored.append((score, -place, request))
         scored.sort()
         return [request for _, _, request in scored]
 
     def _soon_cached(self, request: R) -> bool:
         """Whether somebody no less urgent is computing the first block that ``request`` doesn't find."""
-        frontier, hashes = self._frontier, request.hashes
+        frontier, hashes = self._frontier, request.sought
         if not frontier or not hashes:
             return False
         known = self._pool.probe(hashes)

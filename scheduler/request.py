@@ -1,5 +1,6 @@
 """What does the scheduler know of a request, and what does a step's plan say?"""
 
+from collections.abc import Sequence
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from scheduler.steptime import Work
@@ -20,6 +21,7 @@ class Request:
         "adapter",
         "admitted",
         "arrival",
+        "background",
         "blocks",
         "cached",
         "charged",
@@ -37,6 +39,7 @@ class Request:
         "priority",
         "prompt_len",
         "published",
+        "reads_cache",
         "salt",
         "shared",
         "state",
@@ -64,6 +67,8 @@ class Request:
         priority: int = 0,
         salt: str = "",
         adapter: str = "",
+        background: bool = False,
+        reads_cache: bool = True,
     ) -> None:
         """Describe a request; nothing happens before `Scheduler.add`.
 
@@ -77,6 +82,9 @@ class Request:
             tenant: who is owed service under fairness.
             priority: a higher class goes before all lower ones.
             salt, adapter: KV is shared only among requests that agree in both.
+            background: it runs only in steps that nobody else needs.
+            reads_cache: cached blocks spare it the computation; else every token of its prompt is computed, for
+                somebody who wants to see what the model makes of each. Its own blocks are found by others anyway.
 
         Raises:
             ValueError: there is no prompt, or nothing may be drawn.
@@ -102,6 +110,8 @@ class Request:
         self.priority = priority
         self.salt = salt
         self.adapter = adapter
+        self.background = background
+        self.reads_cache = reads_cache
         self.state = WAITING
         self.computed = 0
         self.cached = 0
@@ -123,6 +133,11 @@ class Request:
     def generated(self) -> int:
         """How many tokens were drawn so far."""
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def sought(self) -> Sequence[bytes]:
+        """The hashes of the blocks that it would take from the cache."""
+        return self.hashes if self.reads_cache else ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.uid}: {self.computed} of {len(self.tokens)} tokens computed>"

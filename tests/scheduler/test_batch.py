@@ -166,6 +166,48 @@ def test_without_the_prefix_cache_nothing_is_found() -> None:
     assert shapes(run_step(scheduler)) == [(2, 0, 10, True)]
 
 
+def test_who_reads_no_cache_computes_all_of_its_prompt_and_others_find_it() -> None:
+    scheduler = make_scheduler(block_size=4)
+    simulate(scheduler, [make_request(1, 10, tokens=list(range(10)))])
+    request = make_request(2, 0, tokens=[*range(10), 20, 21], reads_cache=False)
+    scheduler.add(request, 0.0)
+    assert scheduler.load(0.0).waiting_tokens == 12
+    assert shapes(run_step(scheduler)) == [(2, 0, 12, True)]
+    assert request.cached == 0
+    third = make_request(3, 0, tokens=[*range(10), 20, 21, 22])
+    scheduler.add(third, 0.0)
+    run_step(scheduler)
+    assert third.cached == 12
+
+
+def test_who_reads_no_cache_does_not_wait_for_the_prefix_that_another_computes() -> None:
+    scheduler = make_scheduler(block_size=4, max_step=100.0)
+    shared = list(range(40))
+    for uid, reads in ((1, True), (2, False), (3, True)):
+        scheduler.add(make_request(uid, 0, tokens=[*shared, uid], reads_cache=reads), 0.0)
+    assert shapes(run_step(scheduler)) == [(1, 0, 41, True), (2, 0, 41, True)]
+    assert shapes(run_step(scheduler))[-1] == (3, 40, 1, True)
+
+
+def test_who_reads_no_cache_is_ranked_as_if_nothing_were_cached() -> None:
+    scheduler = make_scheduler(block_size=4, max_running=1)
+    simulate(scheduler, [make_request(1, 80, tokens=list(range(80)))])
+    scheduler.add(make_request(2, 0, tokens=[*range(80), 2], reads_cache=False), 0.0)
+    scheduler.add(make_request(3, 0, tokens=[*range(80), 3]), 0.0)
+    assert shapes(run_step(scheduler)) == [(3, 80, 1, True)]
+
+
+def test_who_reads_no_cache_computes_all_again_after_a_preemption() -> None:
+    scheduler = make_scheduler(block_size=4, max_running=1)
+    request = make_request(1, 16, output=3, reads_cache=False)
+    scheduler.add(request, 0.0)
+    run_step(scheduler)
+    scheduler.add(make_request(2, 8, output=1, priority=1), 0.0)
+    assert run_step(scheduler).preempted == [request]
+    assert shapes(run_step(scheduler)) == [(1, 0, 17, True)]
+    assert request.cached == 0 and scheduler.load(0.0).cached_tokens_total == 0
+
+
 def test_blocks_of_prompt_and_answer_are_reported_as_events() -> None:
     pool = BlockPool(10, 2, record_events=True)
     scheduler: Scheduler[Request] = Scheduler(SchedulerConfig(), pool, StepTime(MACHINE))

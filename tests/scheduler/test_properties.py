@@ -128,6 +128,7 @@ class AnythingGoes(RuleBasedStateMachine):
         priority=st.integers(0, 1),
         keys=st.sampled_from([*product(["", "s"], ["", "l"])]),
         ttft=st.sampled_from([1e-3, 0.1, 10.0]),
+        reads=st.booleans(),
     )
     def arrive(
         self,
@@ -140,6 +141,7 @@ class AnythingGoes(RuleBasedStateMachine):
         priority: int,
         keys: tuple[str, str],
         ttft: float,
+        reads: bool = True,
     ) -> None:
         prompt = [*prefix, *rest]
         request = Request(
@@ -156,6 +158,7 @@ class AnythingGoes(RuleBasedStateMachine):
             priority=priority,
             salt=keys[0],
             adapter=keys[1],
+            reads_cache=reads,
         )
         self.count += 1
         fits = request.limit - 1 <= self.pool.num_blocks * self.pool.block_size
@@ -210,6 +213,7 @@ class AnythingGoes(RuleBasedStateMachine):
                     request.tokens[-1] in request.stop_ids and request.generated >= request.min_tokens
                 )
                 assert request.first_scheduled is not None and 0 <= request.cached < request.prompt_len
+                assert request.reads_cache or not request.cached
                 del self.live[uid]
 
     @precondition(lambda self: self.pending is None)
