@@ -159,6 +159,19 @@ def get(typing: Any, address: Any) -> Any:
 
 
 @intrinsic
+def element(typing: Any, address: Any, tag: Any) -> Any:
+    """One element from an address, as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[1] != types.uint16:
+            return builder.load(builder.inttoptr(args[0], _F32.as_pointer()), align=4)
+        raw = builder.load(builder.inttoptr(args[0], _I16.as_pointer()), align=2)
+        return builder.bitcast(builder.shl(builder.zext(raw, _I32), ir.Constant(_I32, 16)), _F32)
+
+    return types.float32(types.int64, tag), codegen
+
+
+@intrinsic
 def get_i32(typing: Any, address: Any) -> Any:
     """One int32 from an address, as int64."""
 
@@ -262,6 +275,27 @@ def keep_lanes(typing: Any, value: Any, first: Any, last: Any, other: Any) -> An
         return builder.select(inside, args[0], _splat_value(builder, args[3]))
 
     return f32x16(f32x16, types.int64, types.int64, types.float32), codegen
+
+
+@intrinsic
+def keep_bits(typing: Any, value: Any, bits: Any, other: Any) -> Any:
+    """The lanes of ``value`` whose bit (lane 0's is the lowest) is set, ``other`` in the rest."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = builder.bitcast(builder.trunc(args[1], _I16), _VBOOL)
+        return builder.select(lanes, args[0], _splat_value(builder, args[2]))
+
+    return f32x16(f32x16, types.int64, types.float32), codegen
+
+
+@intrinsic
+def exceeds(typing: Any, a: Any, b: Any) -> Any:
+    """1 in each lane where ``a > b``, 0 in the rest."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.uitofp(builder.fcmp_ordered(">", *args), _VF32)
+
+    return f32x16(f32x16, f32x16), codegen
 
 
 @intrinsic

@@ -2,7 +2,8 @@
 
 import torch
 
-from kernels.sample import reference
+from kernels import simd
+from kernels.sample import numba, reference
 from kernels.sample.reference import Samples, SamplingBatch
 
 __all__ = ["Samples", "SamplingBatch", "sample"]
@@ -10,4 +11,5 @@ __all__ = ["Samples", "SamplingBatch", "sample"]
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     """`reference.sample` by the fastest provider for the logits' device and dtype."""
-    return reference.sample(logits, batch)
+    provider = numba.sample if simd.supported(logits) and logits.is_contiguous() else reference.sample
+    return provider(logits, batch)

@@ -13,6 +13,7 @@ import torch
 from numba import njit, prange
 
 from kernels import simd
+from kernels.logits import largest_of, likeliest, log_sum_and_entropy, padded_to_words, widen
 from kernels.sample.reference import Samples, SamplingBatch
 
 BUCKETS: Final = 1024
@@ -23,9 +24,14 @@ CHUNK: Final = 256
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     """As the reference's, token for token (unless two choices differ by less than float64 resolves)."""
     rows, vocabulary = logits.shape
+    if len(batch.mask) and batch.mask.shape[1] * 32 < vocabulary:
+        raise ValueError(f"masks of {batch.mask.shape[1]} words don't cover {vocabulary} tokens")
+    width = max(batch.top.tolist(), default=0)
     tokens = torch.empty(rows, dtype=torch.int64)
     logprobs = torch.empty(rows, dtype=torch.float32)
     entropies = torch.empty(rows, dtype=torch.float32)
+    top_tokens = torch.empty(rows, width, dtype=torch.int32)
+    top_logprobs = torch.empty(rows, width, dtype=torch.float32)
     _sample(
         simd.tag_of(logits.dtype),
         simd.SIZES[logits.dtype],
@@ -38,13 +44,20 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
         batch.min_p.numpy(),
         batch.seed.numpy(),
         batch.position.numpy(),
-        batch.banned.numpy(),
-        batch.banned_starts.numpy(),
+        batch.edited.numpy(),
+        batch.edit_starts.numpy(),
+        batch.edit_scale.numpy(),
+        batch.edit_offset.numpy(),
+        batch.mask.numpy(),
+        batch.mask_row.numpy(),
+        batch.top.numpy(),
         tokens.numpy(),
         logprobs.numpy(),
         entropies.numpy(),
+        top_tokens.numpy(),
+        top_logprobs.numpy(),
     )
-    return Samples(tokens, logprobs, entropies)
+    return Samples(tokens, logprobs, entropies, top_tokens, top_logprobs)
 
 
 @njit(parallel=True, cache=True)
@@ -60,65 +73,74 @@ def _sample(
     min_p: Any,
     seed: Any,
     position: Any,
-    banned: Any,
-    banned_starts: Any,
+    edited: Any,
+    edit_starts: Any,
+    edit_scale: Any,
+    edit_offset: Any,
+    mask: Any,
+    mask_row: Any,
+    top: Any,
     tokens: Any,
     logprobs: Any,
     entropies: Any,
+    top_tokens: Any,
+    top_logprobs: Any,
 ) -> None:
     for row in prange(rows):
-        padded = (vocabulary + simd.LANES - 1) // simd.LANES * simd.LANES
-        values = np.empty(padded, np.float32)
-        largest = _widen(tag, size, logits + row * vocabulary * size, vocabulary, simd.address_of(values))
-        log_sum, entropies[row] = _log_sum_and_entropy(simd.address_of(values), padded, largest)
-        first, last = banned_starts[row], banned_starts[row + 1]
-        originals = np.empty(last - first, np.float32)
+        source = logits + row * vocabulary * size
+        padded = padded_to_words(vocabulary)
+        copy = np.empty(padded, np.float32)
+        values = copy[:vocabulary]
+        address = simd.address_of(copy)
+        largest = widen(tag, size, source, vocabulary, address, padded)
+        log_sum, entropies[row] = log_sum_and_entropy(address, padded, largest)
+        likeliest(address, padded, log_sum, top[row], top_tokens[row], top_logprobs[row])
+        first, last = edit_starts[row], edit_starts[row + 1]
         for i in range(first, last):
-            originals[i - first] = values[banned[i]]
-        if last > first:
-            for i in range(first, last):
-                values[banned[i]] = -np.inf
-            largest = values.max()
+            values[edited[i]] = _edited(values[edited[i]], edit_scale[i], edit_offset[i])
+        if mask_row[row] >= 0:
+            largest = _mask(address, padded, mask[mask_row[row]])
+        elif last > first:
+            largest = largest_of(address, padded)
+        if largest == -np.inf:
+            tokens[row], logprobs[row] = -1, -np.inf
+            continue
         if temperature[row] > 0:
-            threshold = _threshold(values[:vocabulary], largest, temperature[row], top_k[row], top_p[row], min_p[row])
-            token = _race(values[:vocabulary], largest, temperature[row], threshold, seed[row], position[row])
+            threshold = _threshold(values, largest, temperature[row], top_k[row], top_p[row], min_p[row])
+            token = _race(values, largest, temperature[row], threshold, seed[row], position[row])
         else:
-            token = _first_of(values[:vocabulary], largest)
-        own = values[token]
-        for i in range(first, last):
-            if banned[i] == token:
-                own = originals[i - first]
-        tokens[row], logprobs[row] = token, own - log_sum
+            token = _first_of(values, largest)
+        tokens[row], logprobs[row] = token, simd.element(source + token * size, tag) - log_sum
 
 
 @njit(cache=True)
-def _widen(tag: Any, size: int, source: int, count: int, target: int) -> Any:
-    """Copy a row as float32, padded with -inf; return its maximum."""
-    most = simd.splat(np.float32(-np.inf))
-    for i in range(0, count, simd.LANES):
-        part = simd.load_part(source + i * size, tag, count - i)
-        part = simd.keep_lanes(part, 0, count - i, np.float32(-np.inf))
-        most = simd.maximum(most, part)
-        simd.store(target + i * 4, part)
+def _edited(logit: Any, scale: Any, offset: Any) -> Any:
+    if offset == -np.inf:
+        return offset
+    return (logit / scale if logit > 0 else logit * scale) + offset
+
+
+@njit(cache=True)
+def _mask(values: int, padded: int, words: Any) -> Any:
+    """Make -inf of what isn't allowed; return the largest of the rest."""
+    nothing = simd.splat(np.float32(-np.inf))
+    most = nothing
+    for word in range(padded // 32):
+        bits = words[word]
+        low = values + word * 128
+        high = low + 64
+        if bits == 0:
+            simd.store(low, nothing)
+            simd.store(high, nothing)
+            continue
+        first, second = simd.load(low, np.float32(0)), simd.load(high, np.float32(0))
+        if bits != -1:
+            first = simd.keep_bits(first, bits, np.float32(-np.inf))
+            second = simd.keep_bits(second, bits >> 16, np.float32(-np.inf))
+            simd.store(low, first)
+            simd.store(high, second)
+        most = simd.maximum(most, simd.maximum(first, second))
     return simd.lanes_max(most)
-
-
-@njit(cache=True)
-def _log_sum_and_entropy(values: int, count: int, largest: Any) -> Any:
-    """log(sum(exp)) of a row, and ``log(sum) - sum(p * x)`` in nats, relative to the largest."""
-    shift = simd.splat(-largest)
-    zero = simd.splat(np.float32(0))
-    total, weighted = 0.0, 0.0
-    for chunk in range(0, count, 4096):
-        sums, moments = zero, zero
-        for i in range(chunk, min(count, chunk + 4096), simd.LANES):
-            z = simd.add(simd.load(values + i * 4, np.float32(0)), shift)
-            weight = simd.exp(z)
-            sums = simd.add(sums, weight)
-            moments = simd.fma(weight, simd.maximum(z, simd.splat(np.float32(-1e4))), moments)
-        total += simd.lanes_sum(sums)
-        weighted += simd.lanes_sum(moments)
-    return np.float32(largest + np.log(total)), np.float32(max(0.0, np.log(total) - weighted / total))
 
 
 @njit(cache=True)
@@ -143,7 +165,7 @@ def _members(values: Any, largest: float, temperature: float, bucket: int, count
     n = 0
     for value in values:
         z = (np.float64(value) - largest) / temperature
-        if _bucket(z) == bucket:
+        if value > -np.inf and _bucket(z) == bucket:
             found[n] = z
             n += 1
     found.sort()
@@ -155,17 +177,19 @@ def _threshold(values: Any, largest32: Any, temperature32: Any, top_k: Any, top_
     """The smallest ``z`` that all filters keep."""
     largest, temperature = np.float64(largest32), np.float64(temperature32)
     threshold = -np.inf
-    limited = 0 < top_k < values.shape[0]
-    if limited or top_p < 1:
+    if 0 < top_k < values.shape[0] or top_p < 1:
         counts = np.zeros(BUCKETS, np.int64)
         mass = np.zeros(BUCKETS, np.float64)
+        left = 0
         for value in values:
-            z = (np.float64(value) - largest) / temperature
-            bucket = _bucket(z)
-            counts[bucket] += 1
-            mass[bucket] += np.exp(z)
+            if value > -np.inf:  # under a mask most aren't, and the last bucket must not be sorted with them
+                z = (np.float64(value) - largest) / temperature
+                bucket = _bucket(z)
+                counts[bucket] += 1
+                mass[bucket] += np.exp(z)
+                left += 1
         kept = mass.sum()
-        if limited:
+        if 0 < top_k < left:
             bucket, above, seen = 0, 0.0, 0
             while seen + counts[bucket] < top_k:
                 seen += counts[bucket]
@@ -228,7 +252,7 @@ def _race(values: Any, largest32: Any, temperature32: Any, threshold: float, see
     key = _mix(np.uint32(key ^ np.uint32(position & 0xFFFFFFFF)))
     second = _mix(np.uint32(key + np.uint32(0x9E3779B9)))
     bits = np.empty(CHUNK, np.uint32)
-    best, token = -np.inf, 0
+    best, token = -np.inf, -1
     for chunk in range(0, values.shape[0], CHUNK):
         count = min(CHUNK, values.shape[0] - chunk)
         for i in range(count):
@@ -245,4 +269,4 @@ def _race(values: Any, largest32: Any, temperature32: Any, threshold: float, see
             score = z - np.log(-np.log1p(-uniform))
             if score > best:
                 best, token = score, chunk + i
-    return token
+    return token if token >= 0 else _first_of(values, largest32)  # an infinite logit has no race
