@@ -6,10 +6,20 @@ from typing import Any, ClassVar, Final, Literal
 import msgspec
 
 from gateway.wire import errors
+from gateway.wire.chat import PromptLogprobs
 from gateway.wire.decode import BodyDecoder
-from gateway.wire.generation import FinishReason, GenerationRequest, Refusal, Usage, check_token_ids
+from gateway.wire.generation import (
+    MAX_LOGPROBS,
+    FinishReason,
+    GenerationRequest,
+    Refusal,
+    Usage,
+    check_range,
+    check_token_ids,
+)
 
 DEFAULT_MAX_TOKENS: Final = 16
+MAX_PROMPTS: Final = 2048
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
@@ -25,11 +35,25 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     refused: ClassVar[Mapping[str, Refusal]] = {
         **GenerationRequest.refused,
-        "logprobs": Refusal((None,), "log-probabilities are not sent"),
-        "echo": Refusal((None, False), "the answer alone is sent"),
         "suffix": Refusal((None, ""), "text is continued, not filled in"),
         "prompt_embeds": Refusal((None,), "prompts are text or token ids"),
     }
+
+    @property
+    def top_logprobs_wanted(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompt_logprobs_wanted(self) -> int | None:
+        return self.logprobs if self.echo and self.logprobs is not None else self.prompt_logprobs
+
+    def check(self) -> None:
+        super().check()
+        check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+
+    def _least_tokens(self) -> int:
+        """With ``echo`` an answer may be empty: that is how the prompt alone is scored."""
+        return 0 if self.echo else 1
 
     def prompts(self, vocab_size: int) -> list[str | list[int]]:
         """The prompts: a text or a list of token ids each. They are answered as choices 0, 1, ….
@@ -61,13 +85,30 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         return out
 
 
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """The tokens of a text with their log-probabilities in nats, in the old form of four lists.
+
+    ``text_offset`` is where a token's text begins, in characters. What has no prediction (a prompt's first token) is
+    null.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
 class CompletionChoice(msgspec.Struct, frozen=True):
     """One answer, or what a chunk adds to it: then ``finish_reason`` is null until the last."""
 
     index: int
     text: str
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -82,6 +123,7 @@ class Completion(msgspec.Struct, frozen=True):
     choices: list[CompletionChoice]
     object: Literal["text_completion"] = "text_completion"
     system_fingerprint: str | None = None
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET
     usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
 
 

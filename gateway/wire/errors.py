@@ -122,8 +122,7 @@ def invalid_field(error: msgspec.ValidationError) -> ApiError:
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")
     path = _INDEX.sub(r".\1", path).replace("[...]", ".*").lstrip(".")
     if missing := _MISSING.match(what):
-        param = f"{path}.{missing['field']}" if path else missing["field"]
-        return ApiError(400, f"Missing required field '{param}'.", code="missing_required_parameter", param=param)
+        return missing_field(f"{path}.{missing['field']}" if path else missing["field"])
     where = f"'{path}'" if path else "the body"
     if wrong := _WRONG.match(what):
         message = (
@@ -136,6 +135,11 @@ def invalid_field(error: msgspec.ValidationError) -> ApiError:
 def invalid_value(param: str, reason: str) -> ApiError:
     """400: the value of ``param`` makes no sense; ``reason`` completes "Invalid value for 'param': …"."""
     return ApiError(400, f"Invalid value for '{param}': {reason}.", code="invalid_value", param=param)
+
+
+def missing_field(param: str) -> ApiError:
+    """400: ``param`` isn't there, and what else was sent makes it necessary."""
+    return ApiError(400, f"Missing required field '{param}'.", code="missing_required_parameter", param=param)
 
 
 def unsupported_parameter(param: str, reason: str) -> ApiError:
