@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from engine.link import Failed
+from gateway.api.response_store import ResponseStore
 from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.telemetry.metrics import Metrics
@@ -25,6 +26,7 @@ class Context:
         self.max_body = max_body
         self.metrics = metrics or Metrics()
         self.models: dict[str, ServedModel] = {}
+        self.responses = ResponseStore()
         self.draining = False
         self.queued = 0
         self.in_flight = 0

@@ -23,7 +23,8 @@ ERROR_CODES: Final[dict[str, str]] = {
     "context_length_exceeded": "Prompt and answer together would not fit into the model's context.",
     "request_too_large": "The body has more bytes than the server accepts.",
     "model_not_found": "No model of that name is served here.",
-    "not_found": "No such path.",
+    "not_found": "No such path, or nothing of the id in it.",
+    "previous_response_not_found": "The response to go on from, or one before it, is not kept, or not any more.",
     "method_not_allowed": "The path exists, but not for this method; the `Allow` header lists those that it has.",
     "overloaded": "The queue is full; the `Retry-After` header says when to try again, in seconds.",
     "unavailable": "No worker can answer now: it is starting, draining, or has just died.",
@@ -198,6 +199,22 @@ def model_not_found(model: str, served: Iterable[str] = ()) -> ApiError:
 def not_found(method: str, path: str) -> ApiError:
     """404: no such path."""
     return ApiError(404, f"Unknown request URL: {method} {path}.", code="not_found")
+
+
+def unknown_id(kind: str, id: str, param: str, hint: str = "") -> ApiError:
+    """404: there is no ``kind`` of thing with that id; ``hint`` is one more sentence."""
+    message = f"{kind} with id '{id}' not found."
+    return ApiError(404, f"{message} {hint}" if hint else message, code="not_found", param=param)
+
+
+def previous_response_not_found(id: str) -> ApiError:
+    """400: a request goes on from a response that isn't there."""
+    return ApiError(
+        400,
+        f"Previous response with id '{id}' not found.",
+        code="previous_response_not_found",
+        param="previous_response_id",
+    )
 
 
 def method_not_allowed(method: str, path: str, allowed: Iterable[str]) -> ApiError:

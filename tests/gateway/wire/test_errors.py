@@ -25,6 +25,13 @@ ALL: list[tuple[ApiError, int, str, str | None]] = [
     (errors.request_too_large(10, 20), 413, "request_too_large", None),
     (errors.model_not_found("x", ["y"]), 404, "model_not_found", "model"),
     (errors.not_found("GET", "/x"), 404, "not_found", None),
+    (errors.unknown_id("Response", "resp_1", "response_id"), 404, "not_found", "response_id"),
+    (
+        errors.previous_response_not_found("resp_1"),
+        400,
+        "previous_response_not_found",
+        "previous_response_id",
+    ),
     (errors.method_not_allowed("GET", "/x", ["POST"]), 405, "method_not_allowed", None),
     (errors.overloaded(1.2), 429, "overloaded", None),
     (errors.unavailable("starting"), 503, "unavailable", None),
