@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from gateway.api import chat, completions, health, models, tokenize
+from gateway.api import batches, chat, completions, files, health, models, tokenize
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from gateway.routing import Routes
@@ -18,6 +18,12 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/completions": {"POST": completions.text_completions},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/{model}": {"GET": models.show_model},
+    "/v1/files": {"GET": files.list_files, "POST": files.upload_file},
+    "/v1/files/{file_id}": {"GET": files.show_file, "DELETE": files.delete_file},
+    "/v1/files/{file_id}/content": {"GET": files.download_file},
+    "/v1/batches": {"GET": batches.list_batches, "POST": batches.create_batch},
+    "/v1/batches/{batch_id}": {"GET": batches.show_batch},
+    "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel_batch},
     "/tokenize": {"POST": tokenize.tokenize_text},
     "/detokenize": {"POST": tokenize.detokenize_ids},
     "/health/live": {"GET": health.live},

@@ -5,6 +5,7 @@ from typing import Final
 
 from engine.link import Failed
 from gateway.api.response_store import ResponseStore
+from gateway.batches.service import Batches
 from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.telemetry.metrics import Metrics
@@ -27,6 +28,7 @@ class Context:
         self.metrics = metrics or Metrics()
         self.models: dict[str, ServedModel] = {}
         self.responses = ResponseStore()
+        self.batches: Batches | None = None
         self.draining = False
         self.queued = 0
         self.in_flight = 0
@@ -45,6 +47,16 @@ class Context:
                 raise errors.unavailable("The model is still being loaded.", 1)
             raise errors.model_not_found(name, self.models)
         return found
+
+    def batches_or_503(self) -> Batches:
+        """Files and batches.
+
+        Raises:
+            ApiError: 503, this gateway has no data folder.
+        """
+        if self.batches is None:
+            raise errors.unavailable("Files and batches can't be used: this server has no data folder.")
+        return self.batches
 
     @property
     def not_ready(self) -> str | None:

@@ -26,6 +26,7 @@ ERROR_CODES: Final[dict[str, str]] = {
     "not_found": "No such path, or nothing of the id in it.",
     "previous_response_not_found": "The response to go on from, or one before it, is not kept, or not any more.",
     "method_not_allowed": "The path exists, but not for this method; the `Allow` header lists those that it has.",
+    "conflict": "What was asked of an object can't be done in the state that it is in.",
     "overloaded": "The queue is full; the `Retry-After` header says when to try again, in seconds.",
     "unavailable": "No worker can answer now: it is starting, draining, or has just died.",
     "internal_error": "A fault of the server.",
@@ -215,6 +216,11 @@ def previous_response_not_found(id: str) -> ApiError:
         code="previous_response_not_found",
         param="previous_response_id",
     )
+
+
+def conflict(message: str) -> ApiError:
+    """409: the object's state doesn't allow it; ``message`` says which state that is."""
+    return ApiError(409, message, code="conflict")
 
 
 def method_not_allowed(method: str, path: str, allowed: Iterable[str]) -> ApiError:

@@ -32,6 +32,7 @@ ALL: list[tuple[ApiError, int, str, str | None]] = [
         "previous_response_not_found",
         "previous_response_id",
     ),
+    (errors.conflict("It has ended."), 409, "conflict", None),
     (errors.method_not_allowed("GET", "/x", ["POST"]), 405, "method_not_allowed", None),
     (errors.overloaded(1.2), 429, "overloaded", None),
     (errors.unavailable("starting"), 503, "unavailable", None),

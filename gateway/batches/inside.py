@@ -1,0 +1,62 @@
+"""How is a request asked from within the process? Through the same application that clients reach, without a socket."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from gateway.api.exchange import Message, Receive, Scope, Send
+
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Answer(NamedTuple):
+    """What came back; ``retry_after`` in seconds where the answer said when to try again."""
+
+    status: int
+    body: bytes
+    request_id: str
+    retry_after: float | None
+
+
+async def ask(app: Application, path: str, body: bytes) -> Answer:
+    """POST ``body``, as background work: whoever waits for an answer goes first."""
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
+        "client": None,
+        "server": None,
+        "state": {"background": True},
+    }
+    received = False
+    start: Message = {}
+    parts: list[bytes] = []
+
+    async def receive() -> Message:
+        nonlocal received
+        if received:
+            await asyncio.get_running_loop().create_future()  # this client never leaves
+        received = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+        else:
+            parts.append(message.get("body", b""))
+
+    await app(scope, receive, send)
+    headers = dict(start["headers"])
+    retry_after = headers.get(b"retry-after", b"")
+    return Answer(
+        start["status"],
+        b"".join(parts),
+        headers.get(b"x-request-id", b"").decode(),
+        float(retry_after) if retry_after.isdigit() else None,
+    )
