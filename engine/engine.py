@@ -6,19 +6,24 @@ the worker drives it for gateways, and a benchmark drives it directly.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from llguidance import LLMatcher
 
 from engine.config import ModelConfig, resolve_model
+from engine.constraints import Constraint
+from engine.grammar import Grammars, fresh
+from engine.job import Job
 from engine.link import Load, Sampling
 from engine.loader import choose_dtype, load_model
 from engine.memory import kv_budget
 from engine.options import WorkerOptions
-from engine.runner import Job, Runner, kv_bytes_per_block
+from engine.runner import NO_TOKEN, Runner, StepResult, Top, kv_bytes_per_block
 from scheduler.batch import Plan, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockEvent, BlockPool
 from scheduler.steptime import StepTime
@@ -37,14 +42,24 @@ class Drawn(NamedTuple):
     token: int
     logprob: float
     entropy: float
+    top: Top | None = None
+
+
+class Stuck(NamedTuple):
+    """A job that ended because there was no token left that it might draw, and why."""
+
+    job: Job
+    reason: str
 
 
 class Outcome(NamedTuple):
-    """What one step brought, and how many seconds it took."""
+    """What one step brought, and how many seconds it took. ``embedded`` jobs have been read to their end."""
 
     drawn: list[Drawn]
     plan: Plan[Job]
     seconds: float
+    stuck: Sequence[Stuck] = ()
+    embedded: Sequence[Job] = ()
 
 
 @dataclass(slots=True)
@@ -63,6 +78,7 @@ class Engine:
     pool: BlockPool
     scheduler: Scheduler[Job]
     runner: Runner
+    grammars: Grammars | None
 
     @classmethod
     def build(cls, options: WorkerOptions, progress: Callable[[str, int, int], None]) -> "Engine":
@@ -118,6 +134,7 @@ class Engine:
             pool=pool,
             scheduler=scheduler,
             runner=runner,
+            grammars=Grammars.load(config),
         )
 
     @property
@@ -138,10 +155,27 @@ class Engine:
     def stop_ids(self, sampling: Sampling) -> frozenset[int]:
         """The tokens that end a request: its own, and the model's unless it ignores them.
 
-        Ids outside the vocabulary can't be drawn, so they aren't among them; the sampler relies on that.
+        A grammar permits the model's only where the answer may end, so that they aren't ignored there. Ids outside the
+        vocabulary can't be drawn, so they aren't among them; the sampler relies on that.
         """
-        ids = sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids + self.config.eos_token_ids
+        ignored = sampling.ignore_eos and not sampling.grammar
+        ids = sampling.stop_token_ids if ignored else sampling.stop_token_ids + self.config.eos_token_ids
         return frozenset(token for token in ids if 0 <= token < self.config.vocab_size)
+
+    def constraint(self, sampling: Sampling, compiled: "Future[LLMatcher] | None" = None) -> Constraint | None:
+        """What a request may draw, by its grammar, which has been ``compiled``, and its allowed ids; None: anything.
+
+        Raises:
+            GrammarFault: the grammar can't be used.
+        """
+        if compiled is None and not sampling.allowed_token_ids:
+            return None
+        return Constraint(
+            self.config.vocab_size,
+            matcher=fresh(compiled) if compiled else None,
+            allowed=sampling.allowed_token_ids,
+            eos_token_ids=[token for token in self.config.eos_token_ids if token < self.config.vocab_size],
+        )
 
     def add(self, job: Job) -> None:
         """Queue a job.
@@ -163,10 +197,23 @@ class Engine:
             return None
         result = self.runner.execute(plan)
         end = time.monotonic()
-        self.scheduler.commit(plan, result.tokens, end, end - start)
         jobs = [piece.request for piece in plan.slices if piece.samples]
-        drawn = list(map(Drawn, jobs, result.tokens, result.logprobs, result.entropies))
-        return Outcome(drawn, plan, end - start)
+        if NO_TOKEN in result.tokens:
+            return self._commit_with_gaps(plan, jobs, result, end, end - start)
+        self.scheduler.commit(plan, result.tokens, end, end - start)
+        return Outcome(_drawn(jobs, result), plan, end - start)
+
+    def _commit_with_gaps(
+        self, plan: Plan[Job], jobs: list[Job], result: StepResult, now: float, seconds: float
+    ) -> Outcome:
+        """Commit a step in which some drew no token: embeddings are done, and whoever is stuck ends here."""
+        gaps = [job for job, token in zip(jobs, result.tokens, strict=True) if token == NO_TOKEN]
+        stuck = [Stuck(job, _why_stuck(job)) for job in gaps if job.pooler is None]
+        for job, _ in stuck:
+            self.scheduler.abort(job.uid)
+        self.scheduler.commit(plan, result.tokens, now, seconds)
+        drawn = [made for made in _drawn(jobs, result) if made.token != NO_TOKEN]
+        return Outcome(drawn, plan, seconds, stuck, [job for job in gaps if job.pooler is not None])
 
     def load(self, now: float) -> Load:
         """How busy the engine is."""
@@ -175,6 +222,21 @@ class Engine:
     def take_events(self) -> list[BlockEvent]:
         """What became of KV blocks since the last call."""
         return self.pool.take_events()
+
+
+def _drawn(jobs: Sequence[Job], result: StepResult) -> list[Drawn]:
+    return list(map(Drawn, jobs, result.tokens, result.logprobs, result.entropies, result.tops))
+
+
+def _why_stuck(job: Job) -> str:
+    """What to tell somebody whose request can draw no token."""
+    fault = job.constraint.fault if job.constraint else ""
+    if fault:
+        return f"after {job.generated} tokens, the grammar became too much: {fault}"
+    return (
+        f"after {job.generated} tokens, there is none left that the request may draw: its grammar, allowed_token_ids, "
+        "bad_words and min_tokens exclude each other"
+    )
 
 
 def _choose_device(asked: str) -> torch.device:

@@ -1,48 +1,56 @@
 """How is a planned step executed?
 
 The runner owns the KV caches. It flattens the slices of a `Plan` into one batch, runs the decoder over it, and draws
-the next token of every slice that reaches the end of what is known of its request.
+the next token of every slice that reaches the end of what is known of its request. Which tokens the constrained jobs
+may draw is worked out meanwhile, on a thread of its own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 
 from engine.config import ModelConfig
+from engine.constraints import Masks
+from engine.job import Job
 from engine.link import Sampling
 from engine.models.decoder import Decoder, StepInputs
-from engine.sampler import Draw, sampling_batch
+from engine.sampler import sampling_batch
 from kernels.kv_cache import allocate, bytes_per_block
 from kernels.paged_attention import AttentionMetadata
-from kernels.sample import sample
+from kernels.sample import Samples, sample
 from kernels.warm_up import warm_up as warm_up_kernels
-from scheduler.batch import Plan, Request, Slice
+from scheduler.batch import Plan, Slice
 
 ProgressCallback = Callable[[str, int, int], None]
 
 
-class Job(Request):
-    """A request with what the sampler must know: ``seed`` is always there, drawn at random if the client gave none."""
+# In place of a token: there was none to draw, or the job wants none.
+NO_TOKEN: Final = -1
 
-    __slots__ = ("sampling", "seed")
 
-    def __init__(self, *, sampling: Sampling, seed: int, **request: Any) -> None:
-        super().__init__(**request)
-        self.sampling = sampling
-        self.seed = seed
+class Top(NamedTuple):
+    """The likeliest tokens at one place, the likeliest first, with their log-probabilities in nats."""
+
+    tokens: list[int]
+    logprobs: list[float]
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One entry per sampling slice, in the plan's order; log-probabilities and entropies in nats."""
+    """One entry per sampling slice, in the plan's order; log-probabilities and entropies in nats.
+
+    A token is `NO_TOKEN` where the job's edits and constraint leave none to draw, and where the job wants an embedding.
+    ``tops`` are None for jobs that didn't ask for them.
+    """
 
     tokens: list[int]
     logprobs: list[float]
     entropies: list[float]
+    tops: list[Top | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,7 @@ class Runner:
         config = model.config
         self._model = model
         self._block_size = block_size
+        self._masks = Masks(config.vocab_size)
         self._caches = [
             allocate(num_blocks, config.num_kv_heads, config.head_dim, block_size, model.dtype, model.device)
             for _ in range(config.num_layers)
@@ -77,7 +86,8 @@ class Runner:
     def logits(self, slices: Sequence[Slice[Job]]) -> torch.Tensor:
         """Run the slices; the logits [R, vocabulary] of those that sample, in order."""
         with torch.inference_mode():
-            return self._logits(flatten(slices, self._block_size))
+            batch = flatten(slices, self._block_size)
+            return self._model.logits(self._sampled(batch, self._hidden_states(batch)))
 
     def warm_up(self, progress: ProgressCallback = lambda stage, done, total: None) -> None:
         """Compile what is compiled at run time (or load it from its disk cache), so that no request waits for it.
@@ -99,15 +109,29 @@ class Runner:
         self._run([Slice(job, 0, 1, True)])
 
     def _run(self, slices: Sequence[Slice[Job]]) -> StepResult:
-        draws = [_draw_of(piece.request) for piece in slices if piece.samples]
+        jobs = [piece.request for piece in slices if _draws(piece)]
+        mask = self._masks.begin(jobs)
         with torch.inference_mode():
-            logits = self._logits(flatten(slices, self._block_size))
-            if not draws:
-                return StepResult([], [], [])
-            drawn = sample(logits, sampling_batch(draws, self._model.device))
-        return StepResult(drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.entropies.tolist())
+            batch = flatten(slices, self._block_size)
+            hidden = self._hidden_states(batch)
+            self._show_readers(slices, batch, hidden)
+            drawn = None
+            if jobs:
+                logits = self._model.logits(self._sampled(batch, hidden))
+                drawn = sample(logits, sampling_batch(jobs, self._masks.finish(jobs, mask), self._model.device))
+        return _result(slices, jobs, drawn)
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
+    def _show_readers(self, slices: Sequence[Slice[Job]], batch: Batch, hidden: torch.Tensor) -> None:
+        """Show the slices' hidden states to those who want more of their prompt than the next token."""
+        for place, piece in enumerate(slices):
+            reader = piece.request.reader
+            if reader is not None and not reader.done:
+                begin = int(batch.query_starts[place])
+                reader.read(self._model, piece.start, hidden[begin : begin + piece.count])
+                # From now on the cache will do, should the job be preempted.
+                piece.request.reads_cache |= reader.done
+
+    def _hidden_states(self, batch: Batch) -> torch.Tensor:
         device = self._model.device
 
         def put(array: np.ndarray) -> torch.Tensor:
@@ -119,10 +143,13 @@ class Runner:
             block_tables=put(batch.block_tables),
         )
         step = StepInputs(put(batch.token_ids), put(batch.positions), put(batch.slots), attention)
-        hidden = self._model.hidden_states(step, self._caches)
-        if len(batch.sampled) != len(batch.token_ids):
-            hidden = hidden[put(batch.sampled)]
-        return self._model.logits(hidden)
+        return self._model.hidden_states(step, self._caches)
+
+    def _sampled(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        """The rows of ``hidden`` whose logits are wanted."""
+        if len(batch.sampled) == len(batch.token_ids):
+            return hidden
+        return hidden[torch.from_numpy(batch.sampled).to(self._model.device)]
 
 
 def flatten(slices: Sequence[Slice[Job]], block_size: int) -> Batch:
@@ -135,7 +162,7 @@ def flatten(slices: Sequence[Slice[Job]], block_size: int) -> Batch:
     owner = np.repeat(np.arange(len(slices)), counts)
     positions = np.arange(total, dtype=np.int32) + (starts - ends + counts)[owner]
     tables = _block_tables([piece.request.blocks for piece in slices])
-    samples = np.array([piece.samples for piece in slices], np.bool_)
+    samples = np.array([_draws(piece) for piece in slices], np.bool_)
     return Batch(
         token_ids=np.fromiter(ids, np.int32, total),
         positions=positions,
@@ -161,6 +188,34 @@ def _block_tables(blocks: Sequence[Sequence[int]]) -> np.ndarray:
     return tables
 
 
-def _draw_of(job: Job) -> Draw:
-    banned = tuple(job.stop_ids) if job.generated < job.sampling.min_tokens else ()
-    return Draw(job.sampling, job.seed, len(job.tokens), banned)
+def _draws(piece: Slice[Job]) -> bool:
+    """Whether the step draws a token for this slice."""
+    return piece.samples and piece.request.pooler is None
+
+
+def _result(slices: Sequence[Slice[Job]], jobs: Sequence[Job], drawn: Samples | None) -> StepResult:
+    """What was drawn for ``jobs``, with the embeddings' places among them."""
+    if drawn is None:
+        result = StepResult([], [], [], [])
+    else:
+        tops: list[Top | None] = [None] * len(jobs)
+        if drawn.top_tokens.shape[1]:
+            tops = _tops(jobs, drawn)
+        result = StepResult(drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.entropies.tolist(), tops)
+    sampling = [piece.request for piece in slices if piece.samples]
+    if len(sampling) > len(jobs):
+        for place, job in enumerate(sampling):
+            if job.pooler is not None:
+                result.tokens.insert(place, NO_TOKEN)
+                result.logprobs.insert(place, 0.0)
+                result.entropies.insert(place, 0.0)
+                result.tops.insert(place, None)
+    return result
+
+
+def _tops(jobs: Sequence[Job], drawn: Samples) -> list[Top | None]:
+    tokens, logprobs = drawn.top_tokens.tolist(), drawn.top_logprobs.tolist()
+    return [
+        Top(tokens[row][:count], logprobs[row][:count]) if (count := job.sampling.top_logprobs) else None
+        for row, job in enumerate(jobs)
+    ]

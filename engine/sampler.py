@@ -2,43 +2,44 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Final
 
 import numpy as np
 import torch
 
-from engine.link import Sampling
+from engine.constraints import StepMask
+from engine.edits import Row
+from engine.job import Job
 from kernels.sample import SamplingBatch
 
-
-class Draw:
-    """What the sampler must know of one request at one step."""
-
-    __slots__ = ("banned", "position", "sampling", "seed")
-
-    def __init__(self, sampling: Sampling, seed: int, position: int, banned: Sequence[int]) -> None:
-        self.sampling = sampling
-        self.seed = seed
-        self.position = position
-        self.banned = banned
+_MOST_TOP_K: Final = 2**31 - 1
+_UNEDITED: Final = Row(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32))
 
 
-def sampling_batch(draws: Sequence[Draw], device: torch.device) -> SamplingBatch:
-    """The parameters of all rows, as the kernel wants them."""
-    floats = np.array([(d.sampling.temperature, d.sampling.top_p, d.sampling.min_p) for d in draws], np.float32)
+def sampling_batch(jobs: Sequence[Job], mask: StepMask, device: torch.device) -> SamplingBatch:
+    """The parameters of all rows, one for each of ``jobs``, as the kernel wants them."""
+    wishes = [job.sampling for job in jobs]
+    floats = np.array([(wish.temperature, wish.top_p, wish.min_p) for wish in wishes], np.float32)
     temperature, top_p, min_p = np.ascontiguousarray(floats.T)
-    starts = list(accumulate((len(d.banned) for d in draws), initial=0))
-    seeds = np.array([d.seed & 0xFFFFFFFFFFFFFFFF for d in draws], np.uint64).view(np.int64)
+    seeds = np.array([job.seed & 0xFFFFFFFFFFFFFFFF for job in jobs], np.uint64).view(np.int64)
+    edits = [_UNEDITED if job.edits is None else job.edit_row(job.edits) for job in jobs]
+    starts = list(accumulate((len(row.tokens) for row in edits), initial=0))
 
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
     return SamplingBatch(
         temperature=put(temperature),
-        top_k=put(np.array([max(d.sampling.top_k, 0) for d in draws], np.int32)),
+        top_k=put(np.array([min(max(wish.top_k, 0), _MOST_TOP_K) for wish in wishes], np.int32)),
         top_p=put(top_p),
         min_p=put(min_p),
         seed=put(seeds),
-        position=put(np.array([d.position for d in draws], np.int64)),
-        banned=put(np.array([token for d in draws for token in d.banned], np.int32)),
-        banned_starts=put(np.array(starts, np.int32)),
+        position=put(np.array([len(job.tokens) for job in jobs], np.int64)),
+        edited=put(np.concatenate([row.tokens for row in edits])),
+        edit_starts=put(np.array(starts, np.int32)),
+        edit_scale=put(np.concatenate([row.scale for row in edits])),
+        edit_offset=put(np.concatenate([row.offset for row in edits])),
+        mask=put(mask.rows),
+        mask_row=put(mask.row_of),
+        top=put(np.array([wish.top_logprobs for wish in wishes], np.int32)),
     )

@@ -2,7 +2,8 @@
 
 It listens at once, tells whoever connects how the loading goes, says `Hello` when it can answer, and then repeats: take
 what gateways sent, run one engine step, send each gateway one frame with all that the step brought it. One thread does
-everything, so nothing here needs a lock, and an abort frees its blocks before the next step is planned.
+everything, so nothing here needs a lock, and an abort frees its blocks before the next step is planned. Only grammars
+are compiled elsewhere: their requests wait outside of the scheduler until that is done.
 """
 
 import gc
@@ -13,20 +14,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
 
 import numpy as np
+from llguidance import LLMatcher
 
+from engine.checks import Fault, fault_of
+from engine.compiling import Compiling
 from engine.config import ModelFault
 from engine.connections import Connection, Connections
-from engine.engine import Engine, Outcome
+from engine.engine import Drawn, Engine, Outcome
 from engine.events import KvEventPublisher
+from engine.job import Job
 from engine.link import (
     PROTOCOL,
     Abort,
     Drain,
     Failed,
-    FailureCode,
     Hello,
     Load,
     Output,
@@ -35,7 +40,6 @@ from engine.link import (
     Submit,
 )
 from engine.options import WorkerOptions
-from engine.runner import Job
 
 _LOAD_INTERVAL = 0.05
 _IDLE_WAIT = 1.0  # how long a worker with nothing to do sleeps at most: it then looks whether its parent still lives
@@ -67,6 +71,7 @@ class Worker:
         self._last_load: Load | None = None
         self._load_due = 0.0
         self._connections = Connections(options.listen)
+        self._compiling = Compiling()
         self._events: KvEventPublisher | None = None
         try:
             if options.kv_events:
@@ -76,6 +81,7 @@ class Worker:
             self._close()
             raise
         self._hello = self._make_hello()
+        self._connections.wake_on(self._compiling.descriptor)
         if self._events and self._events.descriptor is not None:
             self._connections.wake_on(self._events.descriptor)
 
@@ -90,6 +96,8 @@ class Worker:
             while not (self._draining and not self._owners):
                 self._check_parent()
                 self._take_messages()
+                for job, compiled in self._compiling.take():
+                    self._start(job, compiled)
                 outcome = self._engine.step()
                 if outcome is not None:
                     self._publish(outcome)
@@ -137,26 +145,46 @@ class Worker:
             self._connections.send(connection, Failed(message.id, *fault))
             return
         job = self._make_job(message)
-        try:
-            self._engine.add(job)
-        except ValueError as error:
-            self._connections.send(connection, Failed(message.id, "invalid_request", str(error)))
-            return
         self._owners[job.uid] = (connection, message.id)
         connection.uids[message.id] = job.uid
+        compiled: Future[LLMatcher] | None = None
+        if self._engine.grammars and job.sampling.grammar and not message.embed:
+            compiled = self._engine.grammars.compile(job.sampling.grammar)
+            if not compiled.done():
+                self._compiling.wait_for(job, compiled)
+                return
+        self._start(job, compiled)
+
+    def _start(self, job: Job, compiled: Future[LLMatcher] | None) -> None:
+        """Give a job to the engine, its grammar (if it has one) having been compiled, unless it was aborted."""
+        if job.uid not in self._owners:
+            return
+        try:
+            job.constraint = self._engine.constraint(job.sampling, compiled)
+            self._engine.add(job)
+        except ValueError as error:
+            self._fail(job, str(error))
+
+    def _fail(self, job: Job, why: str) -> None:
+        """End a job that can't be answered."""
+        connection, request = self._owners.pop(job.uid)
+        del connection.uids[request]
+        self._connections.send(connection, Failed(request, "invalid_request", why))
 
     def _make_job(self, message: Submit) -> Job:
         sampling, slo = message.sampling, message.slo
+        tokens: list[int] = np.frombuffer(message.tokens, dtype="<i4").tolist()
         self._next_uid += 1
         return Job(
             uid=self._next_uid,
-            tokens=np.frombuffer(message.tokens, dtype="<i4").tolist(),
+            tokens=tokens,
             sampling=sampling,
             seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
-            max_tokens=sampling.max_tokens,
-            max_len=self._engine.max_model_len,
+            # An embedding's prompt may fill the context: no token follows it.
+            max_tokens=1 if message.embed else sampling.max_tokens,
+            max_len=len(tokens) + 1 if message.embed else self._engine.max_model_len,
             stop_ids=self._engine.stop_ids(sampling),
-            min_tokens=sampling.min_tokens,
+            min_tokens=0 if message.embed else sampling.min_tokens,
             arrival=time.monotonic() - message.age,
             ttft=slo.ttft if slo else self._options.ttft,
             tpot=slo.tpot if slo else self._options.tpot,
@@ -164,9 +192,11 @@ class Worker:
             priority=message.priority,
             salt=message.salt,
             adapter=message.adapter,
+            background=message.background,
+            embed=message.embed,
         )
 
-    def _fault(self, connection: Connection, message: Submit) -> tuple[FailureCode, str] | None:
+    def _fault(self, connection: Connection, message: Submit) -> Fault | None:
         """Why this request can't be taken, or None."""
         if self._draining:
             return "draining", "the worker is shutting down"
@@ -174,23 +204,13 @@ class Worker:
             return "invalid_request", f"request {message.id} is running already"
         if message.adapter:
             return "invalid_request", f"this worker has no adapter {message.adapter!r}"
-        count, rest = divmod(len(message.tokens), 4)
-        if rest or not count:
-            return "invalid_request", f"a prompt of {len(message.tokens)} bytes is no list of int32 token ids"
-        limit = self._engine.max_model_len
-        if count >= limit:
+        engine = self._engine
+        if message.sampling.grammar and engine.grammars is None:
             return (
-                "context_length_exceeded",
-                f"the prompt has {count} tokens, but prompt and answer may have {limit}",
+                "invalid_request",
+                "grammars need a tokenizer.json and an end-of-sequence token; this model lacks them",
             )
-        tokens = np.frombuffer(message.tokens, dtype="<i4")
-        low, high, vocab = int(tokens.min()), int(tokens.max()), self._engine.config.vocab_size
-        if low < 0 or high >= vocab:
-            bad = low if low < 0 else high
-            return "invalid_request", f"token id {bad} is outside the vocabulary of {vocab}"
-        if message.sampling.max_tokens < 1:
-            return "invalid_request", f"max_tokens must be at least 1, not {message.sampling.max_tokens}"
-        return None
+        return fault_of(message, vocab_size=engine.config.vocab_size, max_model_len=engine.max_model_len)
 
     def _abort(self, connection: Connection, message: Abort) -> None:
         for request in message.ids:
@@ -203,29 +223,26 @@ class Worker:
         """Send each gateway what the step brought it, in one frame."""
         frames: dict[Connection, list[Output]] = {}
         owners = self._owners
-        for job, token, logprob, entropy in outcome.drawn:
+        for made in outcome.drawn:
+            job = made.job
             owner = owners.get(job.uid)
             if owner is None:
                 continue
             connection, request = owner
-            if job.generated == 1:
-                first = job.arrival if job.first_scheduled is None else job.first_scheduled
-                output = Output(
-                    request,
-                    [token],
-                    [logprob],
-                    [entropy],
-                    job.finish,
-                    job.cached,
-                    max(0.0, first - job.arrival),
-                )
-            else:
-                output = Output(request, [token], [logprob], [entropy], job.finish)
-            frames.setdefault(connection, []).append(output)
+            frames.setdefault(connection, []).append(_output(request, made))
             if job.finish is not None:
                 del owners[job.uid], connection.uids[request]
+        for job in outcome.embedded:
+            owner = owners.pop(job.uid, None)
+            if owner is not None:
+                connection, request = owner
+                frames.setdefault(connection, []).append(_embedding(request, job))
+                del connection.uids[request]
         for connection, outputs in frames.items():
             self._connections.send(connection, Step(outputs, outcome.seconds))
+        for job, why in outcome.stuck:
+            if job.uid in owners:
+                self._fail(job, why)
 
     def _load_is_news(self) -> bool:
         return bool(self._connections.alive) and self._engine.load(time.monotonic()) != self._last_load
@@ -272,6 +289,8 @@ class Worker:
             defaults=dict(engine.config.defaults),
             kv_events=self._events.endpoint if self._events else "",
             kv_replay=self._events.replay_endpoint if self._events else "",
+            capabilities=("grammar",) if engine.grammars else (),
+            embedding_size=engine.config.hidden_size,
         )
 
     def _check_parent(self) -> None:
@@ -281,8 +300,39 @@ class Worker:
 
     def _close(self) -> None:
         self._connections.close()
+        self._compiling.close()
         if self._events:
             self._events.close()
+
+
+def _output(request: int, made: Drawn) -> Output:
+    """What a token that was drawn brings its request."""
+    job, token, logprob, entropy, top = made
+    if job.generated > 1 and top is None:
+        return Output(request, [token], [logprob], [entropy], job.finish)
+    first = job.generated == 1
+    return Output(
+        request,
+        [token],
+        [logprob],
+        [entropy],
+        job.finish,
+        cached=job.cached if first else 0,
+        queued=_queued(job) if first else 0.0,
+        top_tokens=[top.tokens] if top else [],
+        top_logprobs=[top.logprobs] if top else [],
+        prompt=job.scorer.result() if first and job.scorer else None,
+    )
+
+
+def _embedding(request: int, job: Job) -> Output:
+    assert job.pooler is not None
+    return Output(request, [], [], [], "stop", job.cached, _queued(job), embedding=job.pooler.result())
+
+
+def _queued(job: Job) -> float:
+    """Seconds from a job's arrival to its first step."""
+    return 0.0 if job.first_scheduled is None else max(0.0, job.first_scheduled - job.arrival)
 
 
 def run_worker(options: WorkerOptions) -> int:

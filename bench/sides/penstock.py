@@ -7,9 +7,9 @@ from pathlib import Path
 
 from bench.sides import main
 from engine.engine import Engine
+from engine.job import Job
 from engine.link import Sampling
 from engine.options import WorkerOptions
-from engine.runner import Job
 
 
 class Penstock:

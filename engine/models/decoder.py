@@ -97,7 +97,11 @@ class Decoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary] in the model's dtype, for rows of what `hidden_states` returned."""
-        return linear(rms_norm(hidden, self._norm, self.config.rms_norm_eps), self._head)
+        return linear(self.normed(hidden), self._head)
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] after the final norm, for rows of what `hidden_states` returned."""
+        return rms_norm(hidden, self._norm, self.config.rms_norm_eps)
 
 
 class _LayerLoader:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from engine.link import Sampling
-from engine.runner import Job, Runner
+from engine.constraints import Constraint
+from engine.job import Job
+from engine.link import Pooling, Sampling
+from engine.runner import NO_TOKEN, Runner, Top
 from scheduler.batch import Plan, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockPool
 from scheduler.steptime import StepTime
@@ -12,10 +14,12 @@ from scheduler.steptime import StepTime
 
 @dataclass(slots=True)
 class Run:
-    """What a run brought: each job's tokens, and how often one was preempted."""
+    """What a run brought: each job's tokens, who got stuck, and how often one was preempted."""
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
     logprobs: dict[int, list[float]] = field(default_factory=dict)
+    tops: dict[int, list[Top | None]] = field(default_factory=dict)
+    stuck: list[int] = field(default_factory=list)
     preemptions: int = 0
     steps: int = 0
     cached: int = 0
@@ -30,6 +34,8 @@ def job(
     seed: int = 0,
     stop_ids: frozenset[int] = frozenset(),
     arrival: float = 0.0,
+    constraint: Constraint | None = None,
+    embed: Pooling = "",
 ) -> Job:
     """A job that draws up to ``count`` tokens, greedily unless told otherwise."""
     sampling = sampling or Sampling(max_tokens=count, temperature=0.0)
@@ -45,6 +51,8 @@ def job(
         arrival=arrival,
         ttft=1.0,
         tpot=0.05,
+        constraint=constraint,
+        embed=embed,
     )
 
 
@@ -70,9 +78,14 @@ def run(
         if plan.slices:
             drawn = runner.execute(plan)
             jobs_drawn = [piece.request for piece in plan.slices if piece.samples]
-            for owner, token, logprob in zip(jobs_drawn, drawn.tokens, drawn.logprobs, strict=True):
-                result.tokens.setdefault(owner.uid, []).append(token)
-                result.logprobs.setdefault(owner.uid, []).append(logprob)
+            for place, owner in enumerate(jobs_drawn):
+                if drawn.tokens[place] != NO_TOKEN:
+                    result.tokens.setdefault(owner.uid, []).append(drawn.tokens[place])
+                    result.logprobs.setdefault(owner.uid, []).append(drawn.logprobs[place])
+                    result.tops.setdefault(owner.uid, []).append(drawn.tops[place])
+                elif owner.pooler is None:
+                    result.stuck.append(owner.uid)
+                    scheduler.abort(owner.uid)
             scheduler.commit(plan, drawn.tokens, now, 0.01)
             result.preemptions += len(plan.preempted)
             result.steps += 1

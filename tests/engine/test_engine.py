@@ -5,9 +5,9 @@ import pytest
 
 from engine.config import ModelFault
 from engine.engine import Engine
+from engine.job import Job
 from engine.link import Sampling
 from engine.options import WorkerOptions
-from engine.runner import Job
 from tests.models import CONTEXT, llama_folder
 
 

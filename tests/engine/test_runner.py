@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import ModelConfig
+from engine.job import Job
 from engine.link import Sampling
-from engine.runner import Job, Runner, flatten, kv_bytes_per_block
+from engine.runner import Runner, flatten, kv_bytes_per_block
 from scheduler.batch import Plan, Scheduler, SchedulerConfig, Slice
 from tests.engine.driving import job, run
 from tests.engine.families import VOCABULARY, Pair, prompt, save
