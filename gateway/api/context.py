@@ -70,25 +70,41 @@ class Context:
                 return f"The worker of '{model.name}' is {model.worker.state}."
         return None
 
-    def enqueue(self, model: ServedModel) -> None:
-        """Count a request that will wait for its first token. Whoever calls this calls `dequeue` once.
+    def seat(self, model: ServedModel, count: int, background: bool) -> "Seat":
+        """A place in the queue for a request of ``count`` answers, which waits for its first token.
+
+        Background work has its own bound elsewhere: it takes no place from those who wait here.
 
         Raises:
             ApiError: 429, too many wait already.
         """
+        if background:
+            return Seat(self, 0)
         if self.queued >= self.max_queue:
             self.metrics.refused.inc()
             raise errors.overloaded(model.worker.backlog)
-        self.queued += 1
-
-    def dequeue(self) -> None:
-        """The request has its first token, or will never have one."""
-        self.queued -= 1
+        return Seat(self, count)
 
     def interrupt_all(self, make_reason: Callable[[], BaseException]) -> None:
         """End every request that still runs, with a reason."""
         for model in self.models.values():
             model.worker.interrupt_all(make_reason)
+
+
+class Seat:
+    """A place in the queue, until `leave`: the request has its first token, or will never have one."""
+
+    __slots__ = ("_context", "_count")
+
+    def __init__(self, context: Context, count: int) -> None:
+        self._context = context
+        self._count = count
+        context.queued += count
+
+    def leave(self) -> None:
+        """Give the place up; once is enough, more do no harm."""
+        self._context.queued -= self._count
+        self._count = 0
 
 
 def api_error(fault: WorkerLost | RequestFailed) -> errors.ApiError:

@@ -32,16 +32,21 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its answer.
 
-    ``model`` is what the metrics count it under, ``status`` the answer's status (0 before there is one), ``params``
-    what the path's parameters stand for.
+    ``background`` is work that nobody waits for, such as a line of a batch. ``fault_body`` and ``fault_events`` say
+    how an error is written before an answer has begun, and in the middle of a stream: OpenAI's way, unless the endpoint
+    has another. ``model`` is what the metrics count it under, ``status`` the answer's status (0 before there is one),
+    ``params`` what the path's parameters stand for.
     """
 
     __slots__ = (
         "_content_length",
         "_receive",
         "_send",
+        "background",
         "complete",
         "content_type",
+        "fault_body",
+        "fault_events",
         "method",
         "model",
         "params",
@@ -61,6 +66,9 @@ class Exchange:
         self.model = ""
         self.status = 0
         self.complete = False
+        self.background = bool(scope.get("state", {}).get("background"))
+        self.fault_body: Callable[[errors.ApiError], bytes] = _error_body
+        self.fault_events: Callable[[errors.ApiError], bytes] = sse.error_event
         self._content_length: int | None = None
         self.content_type = b""
         request_id = b""
@@ -157,15 +165,17 @@ class Exchange:
         if self.complete:
             return
         if self.status:
-            await self.end(sse.error_event(error))
-        elif error.status == 413:
-            await self._start(413, _JSON, len(error.body), error.headers)
-            await self._send({"type": "http.response.body", "body": error.body, "more_body": True})
+            await self.end(self.fault_events(error))
+            return
+        body = self.fault_body(error)
+        if error.status == 413:
+            await self._start(413, _JSON, len(body), error.headers)
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
             await self._drop_body()
             self.complete = True
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
-            await self.reply(error.status, error.body, headers=error.headers)
+            await self.reply(error.status, body, headers=error.headers)
 
     async def _start(
         self, status: int, content_type: bytes, length: int | None, extra: Mapping[str, str] | None
@@ -187,3 +197,7 @@ class Exchange:
                     pass
         except TimeoutError:
             return
+
+
+def _error_body(error: errors.ApiError) -> bytes:
+    return error.body

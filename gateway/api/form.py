@@ -17,7 +17,8 @@ from gateway.wire.generation import FinishReason, Usage
 class TokenScore(NamedTuple):
     """A token and how likely the model found it, in nats; ``top`` are the likeliest at its place, likeliest first.
 
-    ``rank`` counts from 1 and is known for tokens of a prompt only; 0 otherwise.
+    ``rank`` counts from 1 and is known for tokens of a prompt only; 0 otherwise. A prompt's first token, for which
+    there is no prediction, has the log-probability NaN.
     """
 
     id: int
@@ -29,13 +30,13 @@ class TokenScore(NamedTuple):
 class Delta(NamedTuple):
     """What one step brought one choice.
 
-    ``parts`` is the text taken apart, for endpoints that asked for it; others find ``text``. ``tokens`` are those of
-    this step, where log-probabilities or token ids were asked for: their text may come later than they do, while a
-    character or a stop string is incomplete. ``completion_tokens`` counts those of this choice so far.
+    ``parts`` is the text taken apart, for endpoints that asked for it; None for others, who find ``text``. ``tokens``
+    are those of this step, where log-probabilities or token ids were asked for: their text may come later than they do,
+    while a character or a stop string is incomplete. ``completion_tokens`` counts those of this choice so far.
     """
 
     text: str
-    parts: Sequence[Part] = ()
+    parts: Sequence[Part] | None = None
     tokens: Sequence[TokenScore] = ()
     completion_tokens: int = 0
 
@@ -50,6 +51,7 @@ class ToolCall(msgspec.Struct, frozen=True):
 class Answer(msgspec.Struct):
     """One choice, complete. ``prompt`` and ``prompt_scores`` are those of its prompt, the latter where asked for.
 
+    ``tokens`` are those of ``text``, where they were asked for: with an echo the prompt's first.
     ``reason`` is "tool_calls" where the model called any. ``stop_string`` is the stop string that ended it.
     """
 
@@ -60,7 +62,7 @@ class Answer(msgspec.Struct):
     reasoning: str = ""
     tool_calls: list[ToolCall] = []
     tokens: list[TokenScore] = []
-    prompt_scores: Sequence[TokenScore | None] = ()
+    prompt_scores: Sequence[TokenScore] = ()
     reason: FinishReason = "stop"
     stop_string: str | None = None
 

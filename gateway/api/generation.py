@@ -1,4 +1,4 @@
-"""How does a prompt become an answer? Tokenise, submit, detokenise, look for stop strings, send.
+"""How do prompts become answers? Tokenise, submit, read each choice, let the endpoint's form write, send.
 
 The status of an answer is decided by its first token: until then a stream has sent nothing, so that whatever goes
 wrong before is an ordinary error with its own status.
@@ -7,86 +7,44 @@ wrong before is an ordinary error with its own status.
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from engine.link import Output
+import msgspec
+
+from engine.link import Output, Sampling
+from gateway.api.choice import Choice, Reading
 from gateway.api.context import Context, api_error
 from gateway.api.exchange import ClientGone, Exchange
+from gateway.api.form import Answer, Form
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
-from gateway.text.stops import StopStrings
-from gateway.text.tokenizer import Tokenizer
+from gateway.text.parts import AnswerParser
 from gateway.wire import errors
-from gateway.wire.generation import FinishReason, GenerationRequest, Usage
-from gateway.wire.sse import DONE
+from gateway.wire.generation import INT64, GenerationRequest, Usage
 
 
-class Form(Protocol):
-    """How an endpoint writes an answer: as events, or as one body."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How an endpoint wants its prompts answered.
 
-    def begin(self) -> bytes:
-        """The events before the first text; may be empty."""
-
-    def text(self, delta: str) -> bytes:
-        """The event with more text."""
-
-    def finish(self, reason: FinishReason) -> bytes:
-        """The event that says why the answer ends."""
-
-    def usage(self, usage: Usage) -> bytes:
-        """The event with the usage alone."""
-
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> bytes:
-        """The body of an answer that isn't streamed."""
-
-
-class AnswerText:
-    """Turns token ids into the text that may be sent, and counts.
-
-    ``reason`` is set once the answer is complete, be it by the worker's word or by a stop string.
+    ``prompt_param`` is the field that they came in, for errors. ``grammar`` is what every answer must match.
+    ``make_parser`` makes what takes an answer apart; without it there are no parts. ``kept`` are special tokens that
+    are part of the text all the same. ``echo`` puts the prompt before its answer.
     """
 
-    __slots__ = ("_detokenizer", "_stops", "cached", "completion_tokens", "reason")
-
-    def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
-        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=request.skip_special_tokens is not False)
-        stops = request.stops
-        self._stops = StopStrings(stops, include=bool(request.include_stop_str_in_output)) if stops else None
-        self.reason: FinishReason | None = None
-        self.completion_tokens = 0
-        self.cached = 0
-
-    def push(self, outputs: Sequence[Output]) -> str:
-        """The text that ``outputs`` made certain."""
-        text = ""
-        for output in outputs:
-            self.completion_tokens += len(output.tokens)
-            if output.cached:
-                self.cached = output.cached
-            delta = self._detokenizer.push(output.tokens)
-            if output.finish is not None:
-                delta += self._detokenizer.flush()
-                self.reason = output.finish
-            if self._stops is not None:
-                delta = self._stops.push(delta)
-                if self._stops.matched is not None:
-                    self.reason = "stop"
-                elif self.reason is not None:
-                    delta += self._stops.flush()
-            text += delta
-            if self.reason is not None:
-                break
-        return text
+    prompt_param: Literal["messages", "prompt"]
+    add_special_tokens: bool
+    default_max_tokens: int | None = None
+    grammar: str = ""
+    make_parser: Callable[[], AnswerParser] | None = None
+    kept: frozenset[int] = frozenset()
+    echo: bool = False
 
 
 class Generation:
-    """One prompt on its way to its answer.
-
-    Args:
-        form: how the endpoint writes the answer.
-        prompt_param: the field that the prompt came in, for errors.
-    """
+    """The prompts of one request on their way to their answers: ``n`` choices for each prompt."""
 
     def __init__(
         self,
@@ -95,43 +53,39 @@ class Generation:
         model: ServedModel,
         request: GenerationRequest,
         form: Form,
-        *,
-        prompt_param: Literal["messages", "prompt"],
+        plan: Plan,
     ) -> None:
         self._context = context
         self._exchange = exchange
         self._model = model
         self._request = request
         self._form = form
-        self._prompt_param = prompt_param
+        self._plan = plan
         self._counters = context.metrics.model(exchange.path, model.name)
-        self._text = AnswerText(model.tokenizer, request)
+        self._choices: dict[int, Choice] = {}
         self._prompt_tokens = 0
         self._arrived = time.perf_counter()
+        self._first = True
 
-    async def answer(
-        self, prompt: str | list[int], *, add_special_tokens: bool, default_max_tokens: int | None = None
-    ) -> None:
-        """Answer ``prompt``, streamed or whole.
+    async def answer(self, prompts: Sequence[str | list[int]]) -> None:
+        """Answer ``prompts``, streamed or whole.
 
         Raises:
-            ApiError: whatever kept the answer from being made, or from being completed.
-            ClientGone: the client left; its request has been aborted.
+            ApiError: whatever kept the answers from being made, or from being completed.
+            ClientGone: the client left; its requests have been aborted.
         """
         stream: OutputStream | None = None
         watcher: asyncio.Task[None] | None = None
-        self._context.enqueue(self._model)
-        queued = True
+        seat = self._context.seat(self._model, len(prompts) * (self._request.n or 1), self._exchange.background)
+        self._exchange.fault_events = self._form.fault
         try:
-            if isinstance(prompt, str):
-                tokenizer = self._model.tokenizer
-                prompt = await tokenizer.encode_async(prompt, add_special_tokens=add_special_tokens)
-            stream = self._submit(prompt, default_max_tokens)
+            ids = [await self._encode(prompt) for prompt in prompts]
+            stream = self._model.worker.open()
+            self._submit(stream, prompts, ids)
             watcher = asyncio.create_task(_watch(self._exchange, stream))
             outputs = await stream.next()
-            self._context.dequeue()
-            queued = False
-            self._count_first_token(outputs[0])
+            seat.leave()
+            self._count_first_token()
             if self._request.stream:
                 await self._send_as_it_comes(stream, outputs)
             else:
@@ -139,94 +93,166 @@ class Generation:
         except (WorkerLost, RequestFailed) as fault:
             raise api_error(fault) from fault
         finally:
-            if queued:
-                self._context.dequeue()
-            else:
+            seat.leave()
+            if not self._first:
                 self._count_end()
             if watcher is not None:
                 watcher.cancel()
             if stream is not None:
                 stream.close()
 
-    def _submit(self, prompt: list[int], default_max_tokens: int | None) -> OutputStream:
+    async def _encode(self, prompt: str | list[int]) -> list[int]:
+        """The token ids of a prompt, cut to its last ones where the request says so."""
+        if isinstance(prompt, str):
+            tokenizer = self._model.tokenizer
+            prompt = await tokenizer.encode_async(prompt, add_special_tokens=self._plan.add_special_tokens)
+        most = self._request.truncate_prompt_tokens
+        if most == -1:
+            _, limit = self._request.answer_limit()
+            most = max(1, self._model.max_model_len - (limit or self._plan.default_max_tokens or 1))
+        return prompt if most is None else prompt[-most:]
+
+    def _submit(self, stream: OutputStream, prompts: Sequence[str | list[int]], ids: Sequence[list[int]]) -> None:
+        """Submit every choice of every prompt; those of one prompt share its blocks through the prefix cache."""
+        model, request, plan = self._model, self._request, self._plan
+        bad_words = [word for text in request.bad_words or () for word in model.tokenizer.word_tokens(text)]
+        samplings = [
+            request.sampling(
+                prompt_tokens=len(prompt),
+                max_model_len=model.max_model_len,
+                vocab_size=model.vocab_size,
+                defaults=model.defaults,
+                prompt_param=plan.prompt_param,
+                default_max_tokens=plan.default_max_tokens,
+                bad_words=bad_words,
+                grammar=plan.grammar,
+            )
+            for prompt in ids
+            if self._has_tokens(prompt)
+        ]
+        self._prompt_tokens = sum(map(len, ids))
+        mute = request.answer_limit()[1] == 0
+        choices = request.n or 1
+        for number, (prompt, tokens, sampling) in enumerate(zip(prompts, ids, samplings, strict=True)):
+            text = self._echoed(prompt, tokens) if plan.echo else ""
+            for choice in range(choices):
+                id = stream.submit(
+                    tokens,
+                    sampling if choice == 0 else _reseeded(sampling, choice),
+                    tenant=request.user or "",
+                    priority=-(request.priority or 0),  # vLLM's: the lower, the earlier; on the link the higher
+                    age=time.perf_counter() - self._arrived,
+                    salt=request.cache_salt or "",
+                    background=self._exchange.background,
+                )
+                reading = Reading(
+                    model.tokenizer, request, plan.make_parser() if plan.make_parser else None, plan.kept, plan.echo
+                )
+                self._choices[id] = Choice(number * choices + choice, tokens, reading, prompt_text=text, mute=mute)
+
+    def _has_tokens(self, prompt: list[int]) -> bool:
         if not prompt:
-            raise errors.invalid_value(self._prompt_param, "it has no tokens")
-        self._prompt_tokens = len(prompt)
-        model, request = self._model, self._request
-        sampling = request.sampling(
-            prompt_tokens=len(prompt),
-            max_model_len=model.max_model_len,
-            vocab_size=model.vocab_size,
-            defaults=model.defaults,
-            prompt_param=self._prompt_param,
-            default_max_tokens=default_max_tokens,
-        )
-        return model.worker.submit(
-            prompt,
-            sampling,
-            tenant=request.user or "",
-            priority=-(request.priority or 0),  # vLLM's: the lower, the earlier; on the link the higher
-            age=time.perf_counter() - self._arrived,
-            salt=request.cache_salt or "",
-        )
+            raise errors.invalid_value(self._plan.prompt_param, "it has no tokens")
+        return True
+
+    def _echoed(self, prompt: str | list[int], tokens: list[int]) -> str:
+        if isinstance(prompt, str) and self._request.truncate_prompt_tokens is None:
+            return prompt
+        skip = self._request.skip_special_tokens is not False
+        return self._model.tokenizer.decode(tokens, skip_special_tokens=skip)
 
     async def _send_as_it_comes(self, stream: OutputStream, outputs: Sequence[Output]) -> None:
-        """Send the answer in events: one ``send`` for all that an engine step brought."""
-        exchange, text, form = self._exchange, self._text, self._form
+        """Send the answers in events: one ``send`` for all that an engine step brought."""
+        exchange, form = self._exchange, self._form
         observe, clock = self._counters.intervals.observe, time.perf_counter
         last = clock()
         await exchange.start_stream()
-        events, delta = form.begin(), text.push(outputs)
-        while text.reason is None:
-            if delta:
-                events += form.text(delta)
+        open = len(self._choices)
+        usage = Usage.of(prompt=self._prompt_tokens, completion=0, cached=outputs[0].cached)
+        events = form.begin(usage)
+        while True:
+            for output in outputs:
+                choice = self._choices[output.id]
+                if choice.complete():
+                    continue
+                events += form.delta(choice.answer.index, choice.push(output))
+                if choice.complete():
+                    stream.abort(output.id)
+                    events += form.finish(choice.answer)
+                    open -= 1
+            if not open:
+                break
             if events:
                 await exchange.send(events)
             outputs = await stream.next()
             now = clock()
             observe(now - last)
             last = now
-            events, delta = b"", text.push(outputs)
-        stream.close()
-        if delta:
-            events += form.text(delta)
-        events += form.finish(text.reason)
-        if self._request.include_usage:
-            events += form.usage(self._usage())
-        await exchange.end(events + DONE)
+            events = b""
+        await exchange.end(events + form.end(self._usage()))
 
     async def _send_whole(self, stream: OutputStream, outputs: Sequence[Output]) -> None:
-        """Send the answer once it is complete."""
-        text = self._text
+        """Send the answers once they are all complete."""
         observe, clock = self._counters.intervals.observe, time.perf_counter
         last = clock()
-        parts = [text.push(outputs)]
-        while text.reason is None:
+        answers: list[Answer] = []
+        while True:
+            for output in outputs:
+                choice = self._choices[output.id]
+                if choice.complete():
+                    continue
+                choice.push(output)
+                if choice.complete():
+                    stream.abort(output.id)
+                    answers.append(choice.answer)
+            if len(answers) == len(self._choices):
+                break
             outputs = await stream.next()
             now = clock()
             observe(now - last)
             last = now
-            parts.append(text.push(outputs))
-        stream.close()
-        await self._exchange.reply(200, self._form.whole("".join(parts), text.reason, self._usage()))
+        answers.sort(key=lambda answer: answer.index)
+        await self._exchange.reply(200, self._form.whole(answers, self._usage()))
 
     def _usage(self) -> Usage:
-        return Usage.of(prompt=self._prompt_tokens, completion=self._text.completion_tokens, cached=self._text.cached)
+        choices = list(self._choices.values())
+        several = self._request.n or 1
+        # Of a prompt's choices the first one to run found the least in the cache: the others found what it had left.
+        cached = sum(
+            min((choice.cached for choice in choices[start : start + several] if choice.started), default=0)
+            for start in range(0, len(choices), several)
+        )
+        thinks = [choice.reasoning_tokens for choice in choices if choice.reasoning_tokens is not None]
+        return Usage.of(
+            prompt=self._prompt_tokens,
+            completion=sum(choice.completion_tokens for choice in choices),
+            cached=cached,
+            reasoning=sum(thinks) if thinks else None,
+        )
 
-    def _count_first_token(self, output: Output) -> None:
+    def _count_first_token(self) -> None:
+        self._first = False
         self._counters.first_token.observe(time.perf_counter() - self._arrived)
         self._counters.prompt_tokens.inc(self._prompt_tokens)
-        self._counters.cached_tokens.inc(output.cached)
 
     def _count_end(self) -> None:
-        self._counters.output_tokens.inc(self._text.completion_tokens)
+        usage = self._usage()
+        self._counters.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
+        self._counters.output_tokens.inc(usage.completion_tokens)
         self._counters.duration.observe(time.perf_counter() - self._arrived)
 
 
 async def _watch(exchange: Exchange, stream: OutputStream) -> None:
-    """Abort the request at once when its client leaves."""
+    """Abort the requests at once when their client leaves."""
     await exchange.gone()
     stream.interrupt(ClientGone())
+
+
+def _reseeded(sampling: Sampling, choice: int) -> Sampling:
+    """The sampling of a prompt's further choice: another seed, where one was given."""
+    if sampling.seed is None:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + choice + INT64) % (2 * INT64) - INT64)
 
 
 def answer_id(prefix: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any, Final
 from gateway.fleet.served_model import ServedModel
 from gateway.text.template import RESERVED, TemplateError
 from gateway.wire import errors
-from gateway.wire.chat import ChatMessage, template_messages
+from gateway.wire.chat import ChatCompletionRequest, ChatMessage, template_messages
 
 # What is passed to the template by other means, and so can't be passed as a variable of it.
 _TAKEN: Final = RESERVED | {"self"}
@@ -31,3 +31,17 @@ def render(
         )
     except TemplateError as error:
         raise errors.invalid_messages(str(error)) from error
+
+
+def render_chat(model: ServedModel, request: ChatCompletionRequest) -> str:
+    """The prompt of a chat request, its tools and documents included.
+
+    Raises:
+        ApiError: 400, as `render`.
+    """
+    return render(
+        model,
+        request.messages,
+        add_generation_prompt=request.add_generation_prompt,
+        variables=request.template_variables(),
+    )

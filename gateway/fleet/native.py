@@ -8,8 +8,8 @@ import asyncio
 import logging
 import sys
 from array import array
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypedDict, Unpack, cast
 
 from engine.link import (
     PROTOCOL,
@@ -21,6 +21,7 @@ from engine.link import (
     LinkError,
     Load,
     Output,
+    Pooling,
     Progress,
     Sampling,
     Slo,
@@ -32,6 +33,18 @@ from engine.link import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class SubmitOptions(TypedDict, total=False):
+    """The fields of `Submit` beside prompt and sampling."""
+
+    tenant: str
+    priority: int
+    age: float
+    slo: Slo | None
+    salt: str
+    background: bool
+    embed: Pooling
 
 
 class WorkerLost(Exception):
@@ -47,29 +60,44 @@ class RequestFailed(Exception):
 
 
 class OutputStream:
-    """What one request brings, in order. One task reads it; whoever is done with it calls `close`.
+    """What some requests bring, in order: those of one client's request, such as its ``n`` choices.
 
-    Memory stays bounded without back-pressure on the link: a request never has more outputs than its ``max_tokens``.
+    One task reads it; whoever is done with it calls `close`. Memory stays bounded without back-pressure on the link: a
+    request never has more outputs than its ``max_tokens``.
     """
 
-    __slots__ = ("_link", "_outputs", "_reason", "_waiter", "id", "open")
+    __slots__ = ("_link", "_open", "_outputs", "_reason", "_waiter")
 
-    def __init__(self, link: "WorkerLink", id: int) -> None:
+    def __init__(self, link: "WorkerLink") -> None:
         self._link = link
+        self._open: set[int] = set()
         self._outputs: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None
         self._reason: BaseException | None = None
-        self.id = id
-        self.open = True
+
+    @property
+    def open(self) -> frozenset[int]:
+        """The requests that have neither ended nor been aborted."""
+        return frozenset(self._open)
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling, **more: Unpack[SubmitOptions]) -> int:
+        """Begin a request for the token ids of ``prompt``; returns the ``id`` that its outputs bear.
+
+        Raises:
+            WorkerLost: the connection has gone.
+        """
+        id = self._link.submit(self, prompt, sampling, **more)
+        self._open.add(id)
+        return id
 
     async def next(self) -> list[Output]:
         """Wait for outputs and return all that have come, at least one.
 
-        After the one with a ``finish`` there is nothing more to wait for.
+        When each request has had one with a ``finish`` there is nothing more to wait for.
 
         Raises:
             WorkerLost: the worker has gone.
-            RequestFailed: the worker gave the request up.
+            RequestFailed: the worker gave a request up.
             Exception: what `interrupt` was given.
         """
         while not self._outputs:
@@ -81,27 +109,39 @@ class OutputStream:
         return outputs
 
     def interrupt(self, reason: BaseException) -> None:
-        """Forget what hasn't been read, abort the request, and raise ``reason`` in whoever waits, now or later."""
+        """Forget what hasn't been read, abort the requests, and raise ``reason`` in whoever waits, now or later."""
         self._outputs.clear()
         self.close()
         self.fail(reason)
 
     def close(self) -> None:
-        """Abort the request, unless it has ended."""
-        if self.open:
-            self.open = False
-            self._link.abort(self.id)
+        """Abort all requests that have not ended."""
+        if self._open:
+            self._link.abort(self._open)
+            self._open.clear()
+
+    def abort(self, id: int) -> None:
+        """Abort one request, unless it has ended."""
+        if id in self._open:
+            self._open.discard(id)
+            self._link.abort((id,))
 
     def put(self, output: Output) -> None:
         """Take what a step brought. For the link."""
         self._outputs.append(output)
         if output.finish is not None:
-            self.open = False
+            self._open.discard(output.id)
         self._wake()
 
-    def fail(self, reason: BaseException) -> None:
-        """End without an answer, once all that came before has been read. For the link."""
-        self.open = False
+    def fail(self, reason: BaseException, id: int | None = None) -> None:
+        """End without an answer, once all that came before has been read. For the link.
+
+        ``id`` is the request that the worker gave up; without one they have all ended.
+        """
+        if id is None:
+            self._open.clear()
+        else:
+            self._open.discard(id)
         if self._reason is None:
             self._reason = reason
         self._wake()
@@ -147,43 +187,32 @@ class WorkerLink(asyncio.Protocol):
         """How many requests have not ended."""
         return len(self._streams)
 
-    def submit(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        *,
-        tenant: str = "",
-        priority: int = 0,
-        age: float = 0.0,
-        slo: Slo | None = None,
-        salt: str = "",
-    ) -> OutputStream:
-        """Begin a request for the token ids of ``prompt``.
+    def open(self) -> OutputStream:
+        """A stream to submit requests to.
 
         Raises:
             WorkerLost: the connection has gone.
         """
         if self._transport is None:
             raise WorkerLost("the worker has gone")
-        id, self._next_id = self._next_id, self._next_id + 1
-        message = Submit(
-            id=id,
-            tokens=int32_bytes(prompt),
-            sampling=sampling,
-            tenant=tenant,
-            priority=priority,
-            age=age,
-            slo=slo,
-            salt=salt,
-        )
-        stream = self._streams[id] = OutputStream(self, id)
-        self._transport.write(frame(message))
-        return stream
+        return OutputStream(self)
 
-    def abort(self, id: int) -> None:
-        """Have the worker forget a request at once."""
-        if self._streams.pop(id, None) is not None and self._transport is not None:
-            self._transport.write(frame(Abort([id])))
+    def submit(
+        self, stream: OutputStream, prompt: Sequence[int], sampling: Sampling, **more: Unpack[SubmitOptions]
+    ) -> int:
+        """What `OutputStream.submit` does."""
+        if self._transport is None:
+            raise WorkerLost("the worker has gone")
+        id, self._next_id = self._next_id, self._next_id + 1
+        self._transport.write(frame(Submit(id=id, tokens=int32_bytes(prompt), sampling=sampling, **more)))
+        self._streams[id] = stream
+        return id
+
+    def abort(self, ids: Iterable[int]) -> None:
+        """Have the worker forget requests at once."""
+        gone = [id for id in ids if self._streams.pop(id, None) is not None]
+        if gone and self._transport is not None:
+            self._transport.write(frame(Abort(gone)))
 
     def drain(self) -> None:
         """Tell the worker to finish what it has and exit."""
@@ -192,7 +221,7 @@ class WorkerLink(asyncio.Protocol):
 
     def interrupt_all(self, make_reason: Callable[[], BaseException]) -> None:
         """Abort every request, and raise a reason in each task that waits for one."""
-        for stream in list(self._streams.values()):
+        for stream in set(self._streams.values()):
             stream.interrupt(make_reason())
 
     def close(self) -> None:
@@ -234,7 +263,7 @@ class WorkerLink(asyncio.Protocol):
             case Failed():
                 stream = self._streams.pop(message.id, None)
                 if stream is not None:
-                    stream.fail(RequestFailed(message))
+                    stream.fail(RequestFailed(message), message.id)
             case Progress():
                 self._owner.on_progress(message)
             case Hello():
@@ -248,7 +277,7 @@ class WorkerLink(asyncio.Protocol):
         if transport is None:
             return
         transport.close()
-        streams = list(self._streams.values())
+        streams = set(self._streams.values())
         self._streams.clear()
         for stream in streams:
             stream.fail(WorkerLost(reason))

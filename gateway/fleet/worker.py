@@ -6,10 +6,10 @@ A `Worker` outlives the process behind it: when that dies and another takes its 
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
-from engine.link import Hello, Load, Progress, Sampling, Slo
+from engine.link import Hello, Load, Progress
 from gateway.fleet.native import OutputStream, WorkerLink, WorkerLost, connect
 from gateway.telemetry.metrics import Metrics
 
@@ -58,25 +58,15 @@ class Worker:
         self.lost.clear()
         self._link = await connect(address, self)
 
-    def submit(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        *,
-        tenant: str = "",
-        priority: int = 0,
-        age: float = 0.0,
-        slo: Slo | None = None,
-        salt: str = "",
-    ) -> OutputStream:
-        """Begin a request for the token ids of ``prompt``.
+    def open(self) -> OutputStream:
+        """A stream to submit requests to.
 
         Raises:
             WorkerLost: the worker can't take requests now; the message says why.
         """
         if self._link is None or self._link.hello is None:
             raise WorkerLost(f"the worker is {self.state}")
-        return self._link.submit(prompt, sampling, tenant=tenant, priority=priority, age=age, slo=slo, salt=salt)
+        return self._link.open()
 
     def interrupt_all(self, make_reason: Callable[[], BaseException]) -> None:
         """Abort every request, and raise a reason in each task that waits for one."""

@@ -58,6 +58,19 @@ def detokenizer_factory(backend: tokenizers.Tokenizer, skipped: frozenset[int]) 
     return lambda: WindowDetokenizer(backend, skipped)
 
 
+def token_bytes(backend: tokenizers.Tokenizer, token: int) -> bytes:
+    """The bytes that ``token`` adds to a text in its middle; empty if there is no such token."""
+    decoder = backend.decoder
+    steps = [] if decoder is None else _steps(json.loads(decoder.__getstate__()))
+    if [step["type"] for step in steps] == ["ByteLevel"]:
+        return _ByteTable(backend, frozenset())[token]
+    pieces = _PieceTable.compile(backend, frozenset(), steps)
+    if pieces is None:
+        return str(backend.decode([token], skip_special_tokens=False)).encode()
+    piece = pieces.look_up(token, False)
+    return bytes([piece]) if isinstance(piece, int) else (piece or "").encode()
+
+
 def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     """The decoders that ``decoder`` is a sequence of, nested sequences flattened."""
     if decoder["type"] != "Sequence":

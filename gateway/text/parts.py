@@ -1,4 +1,4 @@
-"""What does an answer consist of, beside text? Reasoning, content and tool calls, in the pieces in which they arrive."""
+"""What does an answer consist of, beside text? Reasoning, content and tool calls, in the pieces that they arrive in."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -19,14 +19,14 @@ class Content(NamedTuple):
 class ToolCallBegin(NamedTuple):
     """The model calls a tool: the ``index``-th call of this answer, from 0."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody wants of a call
     name: str
 
 
 class ToolCallArguments(NamedTuple):
     """More of a call's arguments: the texts of one ``index`` together are a JSON object, if the model made no fault."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody wants of a call
     text: str
 
 

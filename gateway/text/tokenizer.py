@@ -9,7 +9,7 @@ from typing import Any, Final
 import tokenizers
 
 from gateway.text.convert import ConversionError, convert
-from gateway.text.detokenizer import Detokenizer, DetokenizerFactory, detokenizer_factory
+from gateway.text.detokenizer import Detokenizer, DetokenizerFactory, detokenizer_factory, token_bytes
 
 LONG_TEXT: Final = 4096
 """Characters from which on `Tokenizer.encode_async` works in a thread: about 1 ms of tokenisation."""
@@ -43,10 +43,8 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.special_ids = frozenset(token for token, content in added.items() if content.special)
-        self._factories: dict[bool, DetokenizerFactory] = {
-            True: detokenizer_factory(backend, self.special_ids),
-            False: detokenizer_factory(backend, frozenset()),
-        }
+        self._factories: dict[frozenset[int], DetokenizerFactory] = {}
+        self._bytes: dict[int, bytes] = {}
 
     @classmethod
     def load(cls, folder: str | Path, vocab_size: int | None = None) -> "Tokenizer":
@@ -103,9 +101,31 @@ class Tokenizer:
         text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A detokenizer for one answer."""
-        return self._factories[skip_special_tokens]()
+    def detokenizer(self, *, skip_special_tokens: bool = True, kept: frozenset[int] = frozenset()) -> Detokenizer:
+        """A detokenizer for one answer. ``kept`` are special tokens that have a text all the same."""
+        skipped = self.special_ids - kept if skip_special_tokens else frozenset()
+        factory = self._factories.get(skipped)
+        if factory is None:
+            factory = self._factories[skipped] = detokenizer_factory(self._backend, skipped)
+        return factory()
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token adds to a text in its middle; those of a special token are its name's.
+
+        Not the bytes of a character where the token has only some of them; none where the vocabulary has no such token.
+        """
+        found = self._bytes.get(id)
+        if found is None:
+            found = self._bytes[id] = token_bytes(self._backend, id)
+        return found
+
+    def word_tokens(self, word: str) -> list[list[int]]:
+        """The ways in which ``word`` can stand in a text, as token ids: at its beginning, and after a space."""
+        bare = word.lstrip()
+        ways = [self.encode(prefix + bare, add_special_tokens=False) for prefix in ("", " ")]
+        space = self.encode(" ", add_special_tokens=False)
+        # Where the space is a token of its own, the word alone says it all.
+        return [way for index, way in enumerate(ways) if way and (index == 0 or way != [*space, *ways[0]])]
 
     def token(self, id: int) -> str | None:
         """The vocabulary's own name of a token, such as ``Ġthe``."""

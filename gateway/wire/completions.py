@@ -19,7 +19,7 @@ from gateway.wire.generation import (
 )
 
 DEFAULT_MAX_TOKENS: Final = 16
-MAX_PROMPTS: Final = 2048
+MAX_ANSWERS: Final = 2048
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):

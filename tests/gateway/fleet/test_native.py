@@ -71,9 +71,16 @@ class Pair:
 
     async def submit(self, prompt: Sequence[int] = (1, 2, 3)) -> OutputStream:
         before = len(self.worker.submitted)
-        stream = self.link.submit(prompt, SAMPLING)
+        stream = self.link.open()
+        stream.submit(prompt, SAMPLING)
         await self.worker.until(lambda: len(self.worker.submitted) > before)
         return stream
+
+
+def one(stream: OutputStream) -> int:
+    """The only request that is open on ``stream``."""
+    (id,) = stream.open
+    return id
 
 
 @pytest.fixture
@@ -108,7 +115,8 @@ def test_a_request_arrives_as_it_was_submitted(pair: Pair) -> None:
         async with pair:
             prompt = [0, 255, 70_000, 2**31 - 1]
             sampling = Sampling(max_tokens=5, temperature=0.5, seed=7, stop_token_ids=(3,))
-            pair.link.submit(prompt, sampling, tenant="t", priority=3, age=0.25, slo=Slo(ttft=1.0, tpot=0.1), salt="s")
+            slo = Slo(ttft=1.0, tpot=0.1)
+            pair.link.open().submit(prompt, sampling, tenant="t", priority=3, age=0.25, slo=slo, salt="s")
             await pair.worker.until(lambda: pair.worker.submitted)
             (found,) = pair.worker.submitted
             assert prompt_ids(found) == prompt
@@ -119,7 +127,7 @@ def test_a_request_arrives_as_it_was_submitted(pair: Pair) -> None:
                 tenant="t",
                 priority=3,
                 age=0.25,
-                slo=Slo(ttft=1.0, tpot=0.1),
+                slo=slo,
                 salt="s",
             )
 
@@ -161,12 +169,13 @@ def test_closing_aborts_once_and_only_what_runs(pair: Pair) -> None:
             finished, running = await pair.submit([1]), await pair.submit([1, 2])
             pair.worker.step()
             await drain(finished)
+            id = one(running)
             finished.close()
             running.close()
             running.close()
             await pair.worker.until(lambda: pair.worker.aborted)
             await pair.submit()
-            assert pair.worker.aborted == [running.id]
+            assert pair.worker.aborted == [id]
 
     run(scenario())
 
@@ -175,10 +184,11 @@ def test_what_still_comes_for_an_aborted_request_is_dropped(pair: Pair) -> None:
     async def scenario() -> None:
         async with pair:
             aborted, other = await pair.submit([1, 2]), await pair.submit([3])
+            id = one(aborted)
             aborted.close()
-            late = Output(aborted.id, [9], [0.0], [0.0])
-            pair.worker.send(Step([late, Output(other.id, [3], [0.0], [0.0], "stop")]))
-            pair.worker.send(Failed(aborted.id, "internal", "too late"))
+            late = Output(id, [9], [0.0], [0.0])
+            pair.worker.send(Step([late, Output(one(other), [3], [0.0], [0.0], "stop")]))
+            pair.worker.send(Failed(id, "internal", "too late"))
             assert await drain(other) == [3]
 
     run(scenario())
@@ -188,6 +198,7 @@ def test_an_interruption_reaches_who_waits_and_aborts(pair: Pair) -> None:
     async def scenario() -> None:
         async with pair:
             stream = await pair.submit()
+            id = one(stream)
             waiting = asyncio.create_task(stream.next())
             await asyncio.sleep(0)
             stream.interrupt(KeyError("enough"))
@@ -195,7 +206,7 @@ def test_an_interruption_reaches_who_waits_and_aborts(pair: Pair) -> None:
                 await waiting
             with pytest.raises(KeyError, match="enough"):
                 await stream.next()
-            await pair.worker.until(lambda: pair.worker.aborted == [stream.id])
+            await pair.worker.until(lambda: pair.worker.aborted == [id])
 
     run(scenario())
 
@@ -219,13 +230,50 @@ def test_a_failure_ends_its_request_alone(pair: Pair) -> None:
     async def scenario() -> None:
         async with pair:
             failing, other = await pair.submit(), await pair.submit([4])
-            pair.worker.running.pop(failing.id)
-            pair.worker.send(Failed(failing.id, "internal", "a fault"))
+            pair.worker.running.pop(one(failing))
+            pair.worker.send(Failed(one(failing), "internal", "a fault"))
             with pytest.raises(RequestFailed, match="a fault") as fault:
                 await failing.next()
             assert fault.value.failed.code == "internal"
             pair.worker.step()
             assert await drain(other) == [4]
+
+    run(scenario())
+
+
+def test_one_stream_carries_several_requests(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with pair:
+            stream = await pair.submit([1, 2, 3])
+            first = one(stream)
+            second, third = stream.submit([4, 5, 6], SAMPLING), stream.submit([7, 8], SAMPLING)
+            assert stream.open == {first, second, third}
+            await pair.worker.until(lambda: len(pair.worker.submitted) == 3)
+            stream.abort(second)
+            stream.abort(second)
+            await pair.worker.until(lambda: pair.worker.aborted == [second])
+            for _ in range(3):
+                pair.worker.step()
+            found: dict[int, list[int]] = {}
+            while stream.open:
+                for output in await stream.next():
+                    found.setdefault(output.id, []).extend(output.tokens)
+            assert found == {first: [1, 2, 3], third: [7, 8]}
+
+    run(scenario())
+
+
+def test_a_request_that_fails_ends_its_stream(pair: Pair) -> None:
+    async def scenario() -> None:
+        async with pair:
+            stream = await pair.submit([1])
+            failing, other = one(stream), stream.submit([2, 3], SAMPLING)
+            pair.worker.send(Failed(failing, "internal", "a fault"))
+            with pytest.raises(RequestFailed, match="a fault"):
+                await stream.next()
+            assert stream.open == {other}
+            stream.close()
+            await pair.worker.until(lambda: pair.worker.aborted == [other])
 
     run(scenario())
 
@@ -243,7 +291,7 @@ def test_a_lost_link_fails_all_after_what_has_come(pair: Pair) -> None:
                     await stream.next()
             assert not pair.link.connected
             with pytest.raises(WorkerLost):
-                pair.link.submit([1], SAMPLING)
+                pair.link.open()
 
     run(scenario())
 
@@ -286,7 +334,7 @@ def test_frames_may_come_in_any_pieces(pair: Pair) -> None:
     async def scenario() -> None:
         async with pair:
             stream = await pair.submit([1])
-            data = frame(Step([Output(stream.id, [1, 2], [0.0, 0.0], [0.0, 0.0], "stop")]))
+            data = frame(Step([Output(one(stream), [1, 2], [0.0, 0.0], [0.0, 0.0], "stop")]))
             for byte in data:
                 pair.worker.send_bytes(bytes([byte]))
                 await asyncio.sleep(0)

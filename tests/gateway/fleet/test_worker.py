@@ -16,7 +16,7 @@ def test_it_outlives_its_processes(model_folder: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
         worker = Worker("w0", Metrics())
         with pytest.raises(WorkerLost, match="the worker is starting"):
-            worker.submit([1], Sampling(max_tokens=1))
+            worker.open().submit([1], Sampling(max_tokens=1))
         for life in range(2):
             fake = FakeWorker(model_folder, pid=life)
             path = str(tmp_path / f"{life}.sock")
@@ -27,13 +27,14 @@ def test_it_outlives_its_processes(model_folder: Path, tmp_path: Path) -> None:
                 worker.greeted.clear()
             assert worker.hello is not None
             assert worker.hello.pid == life
-            stream = worker.submit([1], Sampling(max_tokens=1))
+            stream = worker.open()
+            stream.submit([1], Sampling(max_tokens=1))
             assert (await stream.next())[0].finish == "stop"
             await fake.stop()
             await worker.lost.wait()
             assert worker.state == "restarting"
             with pytest.raises(WorkerLost, match="the worker is restarting"):
-                worker.submit([1], Sampling(max_tokens=1))
+                worker.open().submit([1], Sampling(max_tokens=1))
 
     run(scenario())
 

@@ -45,7 +45,8 @@ class Supervised:
         )
 
     async def answer(self) -> list[int]:
-        stream = self.worker.submit([1, 2], SAMPLING)
+        stream = self.worker.open()
+        stream.submit([1, 2], SAMPLING)
         tokens: list[int] = []
         while stream.open:
             for output in await stream.next():
@@ -95,7 +96,7 @@ def test_one_that_dies_is_started_again(model_folder: Path) -> None:
                 os.kill(first, signal.SIGKILL)
                 await found.worker.lost.wait()
                 with pytest.raises(WorkerLost, match="the worker is restarting"):
-                    found.worker.submit([1], SAMPLING)
+                    found.worker.open().submit([1], SAMPLING)
                 while not found.worker.ready:
                     await asyncio.sleep(0.01)
                 assert found.process.pid != first
@@ -109,7 +110,8 @@ def test_one_that_dies_fails_what_it_had(model_folder: Path) -> None:
     async def scenario() -> None:
         async with supervised(model_folder, "--delay", "30") as found:
             await found.worker.greeted.wait()
-            stream = found.worker.submit([1, 2], SAMPLING)
+            stream = found.worker.open()
+            stream.submit([1, 2], SAMPLING)
             assert found.process.pid is not None
             os.kill(found.process.pid, signal.SIGKILL)
             with pytest.raises(WorkerLost):
@@ -153,7 +155,7 @@ def test_one_that_will_not_drain_is_ended(model_folder: Path) -> None:
     async def scenario() -> None:
         async with supervised(model_folder, "--delay", "30") as found:
             await found.worker.greeted.wait()
-            found.worker.submit([1, 2], SAMPLING)
+            found.worker.open().submit([1, 2], SAMPLING)
             await found.process.stop(0.05)
             assert found.process.pid is not None
             assert not psutil.pid_exists(found.process.pid)
