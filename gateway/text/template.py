@@ -159,10 +159,14 @@ def reads_parts(source: str) -> bool:
 
     Most templates that loop over content ask ``content is string`` first, and most don't loop at all.
     """
-    tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION.sub("", source))
+    tree = _environment().parse(_GENERATION.sub("", source))
     if any(test.name in ("string", "iterable", "sequence", "mapping") for test in tree.find_all(jinja2.nodes.Test)):
         return False
     return any(_is_content(loop.iter) for loop in tree.find_all(jinja2.nodes.For))
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
 
 
 _GENERATION: Final = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
@@ -179,3 +183,12 @@ def _is_content(node: jinja2.nodes.Node) -> bool:
     if isinstance(node, jinja2.nodes.Getitem):
         return isinstance(node.arg, jinja2.nodes.Const) and node.arg.value == "content"
     return False
+
+
+def wants_tools(source: str) -> bool:
+    """Whether a template reads ``tools`` at all; one that doesn't would leave a request's tools out silently."""
+    try:
+        tree = _environment().parse(_GENERATION.sub("", source))
+    except jinja2.TemplateSyntaxError:
+        return False
+    return any(name.name == "tools" and name.ctx == "load" for name in tree.find_all(jinja2.nodes.Name))
