@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -28,6 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from engine.link import Hello
 from gateway.api.context import Context
 from gateway.app import App
+from gateway.batches.service import Batches
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
 from gateway.fleet.worker_process import WorkerProcess, WorkerStartError, runtime_directory, worker_command
@@ -147,7 +149,16 @@ class GatewayServer:
         self._listener = listener
         self._metrics = Metrics()
         self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body, metrics=self._metrics)
-        self._http = GatewayHttpServer(http_config(App(self._context)))
+        app = App(self._context)
+        self._http = GatewayHttpServer(http_config(app))
+        self._batches = Batches(
+            app,
+            data_folder(settings),
+            concurrency=settings.batch_concurrency,
+            max_body=settings.max_body,
+            max_file=settings.max_file,
+        )
+        self._context.batches = self._batches
         self._display = display()
         self._worker = Worker("w0", self._metrics, self._display.show)
         address = f"unix:{directory / 'w0.sock'}"
@@ -199,6 +210,7 @@ class GatewayServer:
                 return False
             model = await ServedModel.load(hello, self._worker)
         self._context.models[model.name] = model
+        await self._batches.start()
         gc.collect()
         gc.freeze()  # what is here now stays: no later collection has to look at it
         self._announce(hello)
@@ -223,14 +235,17 @@ class GatewayServer:
         self._context.draining = True
         self._http.should_exit = True
         deadline = time.monotonic() + self._settings.drain_timeout
-        done, _ = await asyncio.wait({http}, timeout=self._settings.drain_timeout)
-        if not done:
+        batches = asyncio.create_task(self._batches.drain())
+        _, running = await asyncio.wait({http, batches}, timeout=self._settings.drain_timeout)
+        if running:
             log.warning("drain timeout: ending %d requests that still run", self._context.in_flight)
             self._context.interrupt_all(
                 lambda: errors.unavailable("The server shut down before the answer was complete.")
             )
-            await asyncio.wait({http}, timeout=_GRACE)
+            await asyncio.wait({http, batches}, timeout=_GRACE)
             self._http.force_exit = True
+        await self._batches.close()
+        batches.cancel()
         await self._process.stop(max(_GRACE, deadline - time.monotonic()))
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -268,6 +283,19 @@ def http_config(app: App) -> uvicorn.Config:
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE,
     )
+
+
+def data_folder(settings: Settings) -> Path | None:
+    """Where files and batches are kept: what the settings say, else in the user's own state; None without a home."""
+    if settings.data_dir is not None:
+        return Path(settings.data_dir)
+    state = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(state):  # a relative one is to be ignored, says the XDG Base Directory Specification
+        return Path(state, "penstock")
+    try:
+        return Path.home() / ".local" / "state" / "penstock"
+    except RuntimeError:
+        return None
 
 
 def _reachable(listener: socket.socket) -> str:

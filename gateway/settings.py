@@ -56,6 +56,18 @@ _SECONDS: Final[dict[str, Any]] = {"metavar": "SECONDS", "parse": parse_seconds}
 _TOKENS: Final[dict[str, Any]] = {"metavar": "TOKENS", "parse": _whole}
 _COUNT: Final[dict[str, Any]] = {"metavar": "N", "parse": _whole}
 
+_POSITIVE: Final = (
+    "max_model_len",
+    "max_running",
+    "kv_memory",
+    "block_size",
+    "threads",
+    "max_queue",
+    "max_body",
+    "max_file",
+    "batch_concurrency",
+)
+
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that ``penstock serve`` can be told. Sizes are in bytes, times in seconds.
@@ -130,6 +142,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body: Annotated[
         int, Meta(description="largest body of a request, such as 32MiB; a larger one is answered 413", extra=_SIZE)
     ] = 32 * 2**20
+    data_dir: Annotated[
+        str | None,
+        Meta(
+            description="where uploaded files and batches are kept, by one server at a time; default: penstock in "
+            "$XDG_STATE_HOME, or in ~/.local/state without it",
+            extra={"metavar": "FOLDER"},
+        ),
+    ] = None
+    max_file: Annotated[
+        int, Meta(description="largest upload, such as 8GiB; a larger one is answered 413", extra=_SIZE)
+    ] = 8 * 2**30
+    batch_concurrency: Annotated[
+        int, Meta(description="most requests of batches that are under way at a time", extra=_COUNT)
+    ] = 64
     drain_timeout: Annotated[
         float,
         Meta(description="how long running requests may take to finish after SIGTERM or Ctrl-C", extra=_SECONDS),
@@ -164,7 +190,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("MODEL is empty; leave it out to serve the demo model")
         if self.served_model_name is not None and not self.served_model_name.strip():
             raise SettingsError("--served-model-name is empty")
-        for name in ("max_model_len", "max_running", "kv_memory", "block_size", "threads", "max_queue", "max_body"):
+        if self.data_dir is not None and not self.data_dir.strip():
+            raise SettingsError("--data-dir is empty; leave it out to use the default")
+        for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{flag(name)} must be at least 1, not {value}")
@@ -224,7 +252,8 @@ def _annotations() -> dict[str, tuple[Any, Meta]]:
 
 
 def _shown(name: str, default: object) -> str:
-    return f"{default // 2**20}MiB" if name == "max_body" and isinstance(default, int) else f"{default}"
+    unit = {"max_body": "MiB", "max_file": "GiB"}.get(name)
+    return f"{default // parse_size(f'1{unit}')}{unit}" if unit and isinstance(default, int) else f"{default}"
 
 
 def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -1,9 +1,11 @@
 """``penstock serve`` as a process of its own, for the tests that want the real thing."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +25,12 @@ class Serving:
     """
 
     def __init__(self, *words: str, timeout: float = 120) -> None:
+        self._state = tempfile.TemporaryDirectory()  # not the user's own files and batches
         command = [sys.executable, "-m", "penstock", "serve", "--port", "0", *words]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, bufsize=1
-        )
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, bufsize=1,
+            env={**os.environ, "XDG_STATE_HOME": self._state.name},
+        )  # fmt: skip
         self.said: list[str] = []
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -64,6 +68,7 @@ class Serving:
         assert self.process.stderr is not None
         self.process.stdout.close()
         self.process.stderr.close()
+        self._state.cleanup()
 
     def client(self, **options: float) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=options.get("timeout", 60))

@@ -18,6 +18,7 @@ import msgspec
 from gateway.batches.folder import PART, DataFolder, same_file, sync_folder, write_whole
 from gateway.wire.files import MAX_EXPIRY, FileObject, ListQuery, Purpose, StoredPurpose
 
+_PREFIX: Final = "file-"
 _DESCRIPTION: Final = ".json"
 _EXPIRE: Final[frozenset[StoredPurpose]] = frozenset({"batch", "batch_output"})  # after 30 days, as at OpenAI
 
@@ -65,7 +66,7 @@ class FileStore:
 
     def begin(self) -> "Upload":
         """A new file, of which nothing is known yet."""
-        return Upload(self, self._folder / f"{new_id('file-')}{PART}")
+        return Upload(self, self._folder / f"{new_id(_PREFIX)}{PART}")
 
     def adopt(self, id: str, source: Path, filename: str, purpose: StoredPurpose, expires_after: int | None) -> None:
         """Make the complete file at ``source`` ours, called ``id``. May be done again after a crash."""
@@ -115,6 +116,8 @@ class FileStore:
         names = set(os.listdir(self._folder))
         for name in names:
             path = self._folder / name
+            if not name.startswith(_PREFIX):
+                continue  # not ours
             if name.endswith(_DESCRIPTION):
                 id = name.removesuffix(_DESCRIPTION)
                 try:

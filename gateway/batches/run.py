@@ -89,6 +89,8 @@ def load(folder: Path) -> Iterator[Record]:
         path = own / _RECORD
         try:
             record = _decode(path.read_bytes())
+        except NotADirectoryError:
+            continue  # not ours
         except FileNotFoundError:
             shutil.rmtree(own, ignore_errors=True)
         except msgspec.DecodeError as error:

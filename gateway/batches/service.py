@@ -6,6 +6,7 @@ done (another process holds it, the disk is read-only) such requests are answere
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ class Batches:
 
     Args:
         app: answers the requests in batches.
-        path: the data folder.
+        path: the data folder, if there is one.
         concurrency: most requests of all batches that are under way at a time.
         max_body: largest body of a request in bytes.
         max_file: largest upload in bytes.
@@ -48,7 +49,7 @@ class Batches:
     def __init__(
         self,
         app: Application,
-        path: Path,
+        path: Path | None,
         *,
         concurrency: int = 64,
         max_body: int = 32 << 20,
@@ -74,7 +75,7 @@ class Batches:
         self._started = True
         if self._opened is not None:
             self._start_all(self._opened)
-        elif await self.threads.run(self._path.exists):
+        elif self._path is not None and await self.threads.run(os.path.exists, self._path):
             try:
                 await self._open()
             except errors.ApiError as error:
@@ -184,6 +185,8 @@ class Batches:
             return self._opened
 
     def _load(self) -> tuple[DataFolder, FileStore, Sequence[run.Record]]:
+        if self._path is None:
+            raise FolderUnavailable("there is no home folder to keep them in; name another with --data-dir")
         folder = DataFolder(self._path)
         try:
             return folder, FileStore(folder, self._clock), list(run.load(folder.batches))
