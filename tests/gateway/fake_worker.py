@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -27,6 +28,7 @@ from engine.link import (
     Load,
     Output,
     Progress,
+    PromptScores,
     Step,
     Submit,
     ToGateway,
@@ -75,6 +77,34 @@ class _Running:
         self.finish: Any = "length" if len(tokens) > limit else "stop"
         self.sent = 0
         self.connection = connection
+
+
+def _scored(output: Output, submit: Submit, first: bool) -> Output:
+    """``output`` with what was asked for beside tokens: the likeliest are those that follow in the vocabulary."""
+    sampling = submit.sampling
+    if submit.embed:
+        ids = np.array(prompt_ids(submit), np.float32)
+        pooled = ids.mean() if submit.embed == "mean" else ids[-1]
+        embedding = np.array([pooled, 1, 2, 2], "<f4").tobytes()
+        return Output(output.id, [], [], [], "stop", output.cached, embedding=embedding)
+    top = range(sampling.top_logprobs)
+    prompt = None
+    if first and sampling.prompt_logprobs >= 0:
+        ids = np.array(prompt_ids(submit)[1:], np.int32)
+        places = np.arange(sampling.prompt_logprobs, dtype=np.int32)
+        prompt = PromptScores(
+            len(places),
+            np.full(len(ids), -0.25, "<f4").tobytes(),
+            np.full(len(ids), 2, "<i4").tobytes(),
+            ((ids[:, None] + places) % 257).astype("<i4").tobytes(),
+            np.tile(-places - 0.125, (len(ids), 1)).astype("<f4").tobytes(),
+        )
+    return msgspec.structs.replace(
+        output,
+        top_tokens=[[(token + place) % 257 for place in top] for token in output.tokens] if top else [],
+        top_logprobs=[[-0.5 - place for place in top] for _ in output.tokens] if top else [],
+        prompt=prompt,
+    )
 
 
 class FakeWorker:
@@ -165,7 +195,7 @@ class FakeWorker:
             if finish:
                 del self.running[id]
             output = Output(id, tokens, [-0.5] * len(tokens), [0.5] * len(tokens), finish, self.cached if first else 0)
-            frames.setdefault(request.connection, []).append(output)
+            frames.setdefault(request.connection, []).append(_scored(output, request.submit, first))
         for writer, outputs in frames.items():
             writer.write(frame(Step(outputs, self.delay)))
 

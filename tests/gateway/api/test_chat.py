@@ -188,7 +188,7 @@ def test_template_variables_with_taken_names(model_folder: Path, name: str) -> N
         (chat(max_tokens=-1), 400, "invalid_value", "max_tokens"),
         (chat(stop=[""]), 400, "invalid_value", "stop.0"),
         (chat(messages=[]), 400, "invalid_value", "messages"),
-        (chat(n=2), 400, "unsupported_parameter", "n"),
+        (chat(best_of=2), 400, "unsupported_parameter", "best_of"),
         (chat(model="nobody"), 404, "model_not_found", "model"),
         (chat("x" * 100), 400, "context_length_exceeded", "messages"),
         (chat("x", max_tokens=64), 400, "context_length_exceeded", "max_tokens"),
@@ -261,7 +261,7 @@ def test_unknown_fields_are_accepted_and_logged(model_folder: Path, caplog: pyte
                 assert found.status == 200
 
     run(scenario())
-    lines = [record.getMessage() for record in caplog.records if record.name == "gateway.api.chat"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "gateway.api.request"]
     assert lines == ["request=seen-1 fields without meaning here: wibble"]
 
 
@@ -300,5 +300,132 @@ def test_a_served_model_is_loaded_from_its_folder(model_folder: Path) -> None:
             assert worker.hello is not None
             again = await ServedModel.load(worker.hello, worker)
             assert (again.name, again.max_model_len, again.vocab_size) == ("fake", 64, 257)
+
+    run(scenario())
+
+
+def test_several_choices(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway, gateway.openai() as client:
+            asked = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "n": 3, "seed": 2**63 - 1}
+            found = await client.chat.completions.create(**asked)  # type: ignore[call-overload]
+            assert [(choice.index, choice.message.content) for choice in found.choices] == [
+                (index, "u:hi\na:") for index in range(3)
+            ]
+            assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (7, 21)
+            seeds = [submit.sampling.seed for submit in gateway.worker.submitted]
+            assert seeds == [2**63 - 1, -(2**63), -(2**63) + 1]
+            texts, reasons = ["", "", ""], ["", "", ""]
+            stream = await client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+            async for chunk in stream:
+                (choice,) = chunk.choices
+                texts[choice.index] += choice.delta.content or ""
+                reasons[choice.index] += choice.finish_reason or ""
+            assert texts == ["u:hi\na:"] * 3 and reasons == ["stop"] * 3
+
+    run(scenario())
+
+
+def test_a_stop_string_ends_one_choice_alone(model_folder: Path) -> None:
+    scripts = iter([[65, 66, 67, 68], [65, 65, 65, 65]])
+
+    async def scenario() -> None:
+        async with serving(model_folder, script=lambda submit: next(scripts)) as gateway:
+            stop = gateway.model.tokenizer.decode([67])
+            found = await gateway.post("/v1/chat/completions", chat(n=2, stop=stop))
+            assert [choice["message"]["content"] for choice in found.json["choices"]] == [
+                gateway.model.tokenizer.decode(ids) for ids in ([65, 66], [65] * 4)
+            ]
+            assert found.json["choices"][0]["stop_reason"] == stop
+            assert "stop_reason" not in found.json["choices"][1]
+            await gateway.worker.until(lambda: len(gateway.worker.aborted) == 1)
+
+    run(scenario())
+
+
+def test_logprobs(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder, script=lambda submit: [65, 66, 67]) as gateway, gateway.openai() as client:
+            asked = {
+                "model": "fake",
+                "messages": [{"role": "user", "content": "hi"}],
+                "logprobs": True,
+                "top_logprobs": 2,
+            }
+            names = [gateway.model.tokenizer.decode([id]) for id in range(65, 69)]
+            found = await client.chat.completions.create(**asked)  # type: ignore[call-overload]
+            content = found.choices[0].logprobs.content
+            assert [token.token for token in content] == names[:3]
+            assert [token.logprob for token in content] == [-0.5] * 3
+            assert bytes(content[0].bytes).decode() == names[0]
+            assert [[(top.token, top.logprob) for top in token.top_logprobs] for token in content] == [
+                [(names[place], -0.5), (names[place + 1], -1.5)] for place in range(3)
+            ]
+            stream = await client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+            streamed = [
+                token
+                async for chunk in stream
+                if chunk.choices[0].logprobs
+                for token in chunk.choices[0].logprobs.content
+            ]
+            assert streamed == content
+
+    run(scenario())
+
+
+def test_half_a_character_has_a_log_probability_too(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            found = await gateway.post("/v1/chat/completions", chat("\N{WAVING HAND SIGN}", logprobs=True))
+            tokens = found.json["choices"][0]["logprobs"]["content"]
+            whole = b"".join(bytes(token["bytes"]) for token in tokens).decode()
+            assert whole == found.json["choices"][0]["message"]["content"] == "u:\N{WAVING HAND SIGN}\na:"
+            assert tokens[2]["token"] == "\N{REPLACEMENT CHARACTER}"
+
+    run(scenario())
+
+
+def test_vllms_extras(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            ids = gateway.model.tokenizer.encode("u:hi\na:", add_special_tokens=False)
+            extras = {"return_token_ids": True, "prompt_logprobs": 1, "return_tokens_as_token_ids": True}
+            found = await gateway.post("/v1/chat/completions", chat(**extras, logprobs=True, service_tier="flex"))
+            assert found.json["prompt_token_ids"] == found.json["choices"][0]["token_ids"] == ids
+            assert found.json["choices"][0]["logprobs"]["content"][0]["token"] == f"token_id:{ids[0]}"
+            assert found.json["service_tier"] == "default"
+            first, second, *_ = found.json["prompt_logprobs"]
+            assert first is None
+            assert second == {str(ids[1]): {"logprob": -0.25, "rank": 2, "decoded_token": f"token_id:{ids[1]}"}}
+            sent = chat(stream=True, return_token_ids=True, stream_options={"continuous_usage_stats": True})
+            streamed = await gateway.post("/v1/chat/completions", sent)
+            chunks = [json.loads(event) for event in streamed.events[:-1]]
+            assert [id for chunk in chunks for id in chunk["choices"][0].get("token_ids", [])] == ids
+            assert [chunk["usage"]["completion_tokens"] for chunk in chunks if chunk.get("usage")][-1] == len(ids)
+
+    run(scenario())
+
+
+def test_a_prompt_is_cut_where_that_was_asked_for(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            long = "0123456789" * 10
+            for most, length in ((5, 5), (-1, 60)):
+                body = chat(long, truncate_prompt_tokens=most, max_tokens=4)
+                found = await gateway.post("/v1/chat/completions", body)
+                assert found.json["usage"]["prompt_tokens"] == length
+            assert (await gateway.post("/v1/chat/completions", chat(long))).status == 400
+
+    run(scenario())
+
+
+def test_bad_words_become_token_ids(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            await gateway.post("/v1/chat/completions", chat(bad_words=["no", " never"]))
+            encode = gateway.model.tokenizer.encode
+            assert gateway.worker.submitted[0].sampling.bad_words == tuple(
+                tuple(encode(word, add_special_tokens=False)) for word in ("no", "never")
+            )
 
     run(scenario())

@@ -74,8 +74,8 @@ def test_token_ids_for_a_prompt(model_folder: Path, prompt: Any) -> None:
         ("", "invalid_value"),
         ([], "invalid_value"),
         ([[]], "invalid_value"),
-        (["a", "b"], "unsupported_parameter"),
-        ([[1], [2]], "unsupported_parameter"),
+        ([[1], [257]], "invalid_value"),
+        (["a"] * 2049, "invalid_value"),
         ([1, 257], "invalid_value"),
         ([-1], "invalid_value"),
         (["a", 1], "invalid_value"),
@@ -172,5 +172,72 @@ def test_a_character_cut_in_half_is_not_sent_early(model_folder: Path) -> None:
             assert [text for text in texts if text] == ["a", "👋", "b"]
             cut = await gateway.post("/v1/completions", body(prompt="a👋b", max_tokens=3))
             assert cut.json["choices"][0]["text"].startswith("a\N{REPLACEMENT CHARACTER}")
+
+    run(scenario())
+
+
+def test_several_prompts(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway, gateway.openai() as client:
+            for prompt in (["one", "three"], [[1, 2, 3], [4, 5]]):
+                found = await client.completions.create(model="fake", prompt=prompt, n=2, max_tokens=40)
+                texts = [gateway.model.tokenizer.decode(one) if isinstance(one, list) else one for one in prompt]
+                assert [(choice.index, choice.text) for choice in found.choices] == [
+                    (index, texts[index // 2]) for index in range(4)
+                ]
+                assert found.usage is not None
+                lengths = [len(one) for one in prompt]
+                assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (sum(lengths), 2 * sum(lengths))
+            stream = await client.completions.create(model="fake", prompt=["one", "three"], max_tokens=40, stream=True)
+            streamed = ["", ""]
+            async for chunk in stream:
+                streamed[chunk.choices[0].index] += chunk.choices[0].text
+            assert streamed == ["one", "three"]
+
+    run(scenario())
+
+
+def test_the_old_form_of_logprobs(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway, gateway.openai() as client:
+            found = await client.completions.create(model="fake", prompt="abc", logprobs=1, max_tokens=40)
+            logprobs = found.choices[0].logprobs
+            assert logprobs is not None
+            assert logprobs.tokens == ["a", "b", "c"]
+            assert logprobs.token_logprobs == [-0.5] * 3
+            assert logprobs.top_logprobs == [{"a": -0.5}, {"b": -0.5}, {"c": -0.5}]
+            assert logprobs.text_offset == [0, 1, 2]
+            offsets = []
+            stream = await client.completions.create(model="fake", prompt="abc", logprobs=0, max_tokens=40, stream=True)
+            async for chunk in stream:
+                if chunk.choices[0].logprobs:
+                    assert chunk.choices[0].logprobs.top_logprobs is None
+                    offsets += chunk.choices[0].logprobs.text_offset or []
+            assert offsets == [0, 1, 2]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_echo(model_folder: Path, stream: bool, max_tokens: int) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder, script=lambda submit: [65, 66, 67]) as gateway:
+            answer = gateway.model.tokenizer.decode([65, 66][:max_tokens])
+            sent = body(prompt="xyz", echo=True, logprobs=1, max_tokens=max_tokens, stream=stream)
+            found = await gateway.post("/v1/completions", sent)
+            if stream:
+                choices = [json.loads(event)["choices"][0] for event in found.events[:-1]]
+            else:
+                choices = found.json["choices"]
+                assert found.json["usage"]["completion_tokens"] == max_tokens
+            assert "".join(choice["text"] for choice in choices) == f"xyz{answer}"
+            assert choices[-1]["finish_reason"] == "length"
+            scored = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+            assert [name for one in scored for name in one["tokens"]] == [*"xyz", *answer]
+            logprobs = [logprob for one in scored for logprob in one["token_logprobs"]]
+            assert logprobs == [None, -0.25, -0.25] + [-0.5] * max_tokens
+            assert [offset for one in scored for offset in one["text_offset"]] == list(range(3 + max_tokens))
+            assert scored[0]["top_logprobs"][0] is None
 
     run(scenario())

@@ -46,15 +46,18 @@ def test_the_queue_is_bounded(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder, max_queue=2) as gateway:
             context = gateway.context
-            context.enqueue(gateway.model)
-            context.enqueue(gateway.model)
+            one, two = context.seat(gateway.model, 1, False), context.seat(gateway.model, 3, False)
+            assert context.queued == 4
             with pytest.raises(errors.ApiError) as refused:
-                context.enqueue(gateway.model)
+                context.seat(gateway.model, 1, False)
             assert refused.value.status == 429
-            context.dequeue()
-            context.enqueue(gateway.model)
-            assert context.queued == 2
-            context.dequeue()
-            context.dequeue()
+            context.seat(gateway.model, 100, True).leave()
+            two.leave()
+            two.leave()
+            assert context.queued == 1
+            three = context.seat(gateway.model, 1, False)
+            one.leave()
+            three.leave()
+            assert context.queued == 0
 
     run(scenario())

@@ -8,6 +8,8 @@ import pytest
 from gateway.wire import chat
 from gateway.wire.errors import ApiError
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "price", "arguments": '{"room": 12}'}}
+
 
 def decode(*messages: Any, **fields: Any) -> chat.ChatCompletionRequest:
     request = chat.decoder.decode(json.dumps({"model": "m", "messages": messages, **fields}).encode())
@@ -32,6 +34,35 @@ def test_template_messages() -> None:
     ]
 
 
+def test_template_messages_of_tools() -> None:
+    request = decode(
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "80"}]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    )
+    assert chat.template_messages(request.messages)[1:] == [
+        {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "80"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "no"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "continue_final_message"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ],
+)
+def test_values_that_make_no_sense(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        decode({"role": "user", "content": "x"}, **fields)
+    assert (caught.value.code, caught.value.param) == ("invalid_value", param)
+
+
 @pytest.mark.parametrize(
     ("messages", "code", "param"),
     [
@@ -47,8 +78,10 @@ def test_template_messages() -> None:
             "unsupported_content",
             "messages.0.content.0.type",
         ),
-        ([{"role": "tool", "content": "x"}], "unsupported_parameter", "messages.0.role"),
-        ([{"role": "assistant", "tool_calls": [{}]}], "unsupported_parameter", "messages.0.tool_calls"),
+        ([{"role": "tool", "content": "x"}], "missing_required_parameter", "messages.0.tool_call_id"),
+        ([{"role": "function", "content": "x"}], "unsupported_parameter", "messages.0.role"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "missing_required_parameter", "messages.0.tool_calls.0.id"),
+        ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "invalid_value", "messages.0.tool_calls"),
         ([{"role": "assistant", "function_call": {}}], "unsupported_parameter", "messages.0.function_call"),
     ],
 )

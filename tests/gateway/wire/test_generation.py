@@ -53,8 +53,16 @@ def test_what_is_honoured() -> None:
         min_tokens=3,
         stop_token_ids=[4, 5],
         ignore_eos=True,
+        presence_penalty=-2,
+        frequency_penalty=0.5,
+        repetition_penalty=1.1,
+        logit_bias={"5": -100, "6": 1},
+        allowed_token_ids=[1, 2],
+        logprobs=True,
+        top_logprobs=3,
+        prompt_logprobs=0,
     )
-    assert sampling(asked) == Sampling(
+    assert sampling(asked, bad_words=[[1, 2]], grammar="start: /a/") == Sampling(
         max_tokens=12,
         temperature=1.0,
         top_p=0.5,
@@ -64,7 +72,47 @@ def test_what_is_honoured() -> None:
         min_tokens=3,
         stop_token_ids=(4, 5),
         ignore_eos=True,
+        presence_penalty=-2.0,
+        frequency_penalty=0.5,
+        repetition_penalty=1.1,
+        logit_bias={5: -100.0, 6: 1.0},
+        allowed_token_ids=(1, 2),
+        bad_words=((1, 2),),
+        grammar="start: /a/",
+        top_logprobs=3,
+        prompt_logprobs=0,
     )
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "value", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_object", True, "response_format"),
+        ({"response_format": SCHEMA}, "json_schema", {"type": "object"}, "response_format.json_schema.schema"),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+", "structured_outputs.regex"),
+        (
+            {"structured_outputs": {"json": {"type": "null"}}},
+            "json_schema",
+            {"type": "null"},
+            "structured_outputs.json",
+        ),
+        ({"structured_outputs": {"json_object": True}}, "json_object", True, "structured_outputs.json_object"),
+        ({"guided_choice": ["a", "b"]}, "choice", ["a", "b"], "guided_choice"),
+        ({"guided_grammar": "start: /a/"}, "grammar", "start: /a/", "guided_grammar"),
+    ],
+)
+def test_the_shape_of_an_answer(fields: dict[str, Any], kind: str, value: Any, param: str) -> None:
+    asked = request(**fields)
+    asked.check()
+    assert asked.shape() == (kind, value, param)
+
+
+def test_free_text_has_no_shape() -> None:
+    for fields in ({}, {"response_format": {"type": "text"}}, {"structured_outputs": {}}):
+        assert request(**fields).shape() is None
 
 
 def test_null_means_the_default() -> None:
@@ -107,6 +155,27 @@ def test_stop(stop: Any, stops: list[str]) -> None:
         ({"stop_token_ids": [1, 50]}, "stop_token_ids.1"),
         ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"50": 1}}, "logit_bias.50"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+        ({"logit_bias": {str(number): 1 for number in range(4097)}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [49, 50]}, "allowed_token_ids.1"),
+        ({"bad_words": ["ok", " "]}, "bad_words.1"),
+        ({"bad_words": ["x"] * 257}, "bad_words"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["a", ""]}, "guided_choice"),
+        ({"guided_regex": "a", "structured_outputs": {"regex": "b"}}, "guided_regex"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
     ],
 )
 def test_invalid_values(fields: dict[str, Any], param: str) -> None:
@@ -127,35 +196,14 @@ def test_numbers_that_are_none(value: float) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "n": 2,
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
-    "repetition_penalty": 1.1,
     "length_penalty": 2,
-    "logit_bias": {"5": 1},
     "best_of": 3,
-    "prompt_logprobs": 0,
-    "truncate_prompt_tokens": 5,
-    "allowed_token_ids": [],
-    "bad_words": ["x"],
     "use_beam_search": True,
     "spaces_between_special_tokens": False,
-    "response_format": {"type": "json_object"},
-    "structured_outputs": {"regex": "a"},
-    "guided_json": {},
-    "guided_regex": "a",
-    "guided_choice": ["a"],
-    "guided_grammar": "a",
     "logits_processors": ["a"],
-    "return_token_ids": True,
-    "return_tokens_as_token_ids": True,
 }
 CHAT_REFUSED: dict[str, Any] = {
     **REFUSED,
-    "logprobs": True,
-    "top_logprobs": 2,
-    "tools": [{"type": "function"}],
-    "tool_choice": "required",
     "functions": [{}],
     "function_call": {"name": "f"},
     "modalities": ["text", "audio"],
@@ -164,11 +212,9 @@ CHAT_REFUSED: dict[str, Any] = {
     "web_search_options": {},
     "verbosity": "low",
     "echo": True,
-    "continue_final_message": True,
     "chat_template": "x",
-    "documents": [{}],
 }
-COMPLETION_REFUSED: dict[str, Any] = {**REFUSED, "logprobs": 0, "echo": True, "suffix": "x", "prompt_embeds": "x"}
+COMPLETION_REFUSED: dict[str, Any] = {**REFUSED, "suffix": "x", "prompt_embeds": "x"}
 
 
 def test_nothing_that_is_refused_goes_untested() -> None:
@@ -194,10 +240,16 @@ def test_completions_refuses(field: str) -> None:
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", field)
 
 
-def test_continuous_usage_is_refused() -> None:
-    with pytest.raises(ApiError) as caught:
-        request(stream=True, stream_options={"continuous_usage_stats": True}).check()
-    assert caught.value.param == "stream_options.continuous_usage_stats"
+@pytest.mark.parametrize("kind", [ChatCompletionRequest, CompletionRequest])
+def test_every_field_is_honoured_ignored_or_refused(kind: type[GenerationRequest]) -> None:
+    fields = set(kind.__struct_fields__)
+    assert kind.refused.keys() <= fields and kind.ignored.keys() <= fields
+    assert not kind.refused.keys() & kind.ignored.keys()
+
+
+def test_an_echo_alone_needs_no_answer() -> None:
+    asked = completions.decoder.decode(b'{"model": "m", "prompt": "x", "max_tokens": 0, "echo": true, "logprobs": 2}')
+    assert sampling(asked) == Sampling(max_tokens=1, top_logprobs=2, prompt_logprobs=2)
 
 
 def test_prompt_over_the_context() -> None:
