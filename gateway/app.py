@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from gateway.api import batches, chat, completions, files, health, models, tokenize
+from gateway.api import batches, chat, completions, files, health, messages, models, tokenize
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from gateway.routing import Routes
@@ -16,6 +16,8 @@ Handler = Callable[[Context, Exchange], Awaitable[None]]
 ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/chat/completions": {"POST": chat.chat_completions},
     "/v1/completions": {"POST": completions.text_completions},
+    "/v1/messages": {"POST": messages.create_message},
+    "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/models": {"GET": models.list_models},
     "/v1/models/{model}": {"GET": models.show_model},
     "/v1/files": {"GET": files.list_files, "POST": files.upload_file},
@@ -30,6 +32,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/health/ready": {"GET": health.ready},
     "/metrics": {"GET": health.metrics},
 }
+_ANTHROPIC: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 _find: Final = Routes(ROUTES).find
 _WHILE_DRAINING: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 _CLIENT_GONE: Final = 499  # nginx's status for it, in metrics only
@@ -49,6 +52,8 @@ class App:
         context = self._context
         exchange = Exchange(scope, receive, send)
         endpoint, exchange.params = _find(exchange.path) or ("other", {})
+        if endpoint in _ANTHROPIC:
+            messages.speak_anthropic(exchange)
         outcome: Outcome = "failed"
         context.in_flight += 1
         try:

@@ -34,8 +34,8 @@ class Exchange:
 
     ``background`` is work that nobody waits for, such as a line of a batch. ``fault_body`` and ``fault_events`` say
     how an error is written before an answer has begun, and in the middle of a stream: OpenAI's way, unless the endpoint
-    has another. ``model`` is what the metrics count it under, ``status`` the answer's status (0 before there is one),
-    ``params`` what the path's parameters stand for.
+    has another. ``headers`` are those that the endpoint adds to its answer. ``model`` is what the metrics count it
+    under, ``status`` the answer's status (0 before there is one), ``params`` what the path's parameters stand for.
     """
 
     __slots__ = (
@@ -47,6 +47,7 @@ class Exchange:
         "content_type",
         "fault_body",
         "fault_events",
+        "headers",
         "method",
         "model",
         "params",
@@ -69,6 +70,7 @@ class Exchange:
         self.background = bool(scope.get("state", {}).get("background"))
         self.fault_body: Callable[[errors.ApiError], bytes] = _error_body
         self.fault_events: Callable[[errors.ApiError], bytes] = sse.error_event
+        self.headers: list[tuple[bytes, bytes]] = []
         self._content_length: int | None = None
         self.content_type = b""
         request_id = b""
@@ -181,6 +183,7 @@ class Exchange:
         self, status: int, content_type: bytes, length: int | None, extra: Mapping[str, str] | None
     ) -> None:
         headers = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode()), _VARIANT]
+        headers += self.headers
         if length is None:
             headers.append((b"cache-control", b"no-cache"))
         else:

@@ -7,13 +7,12 @@ from gateway.api.messages_form import MessagesForm, error_body
 from gateway.api.prompt import render_chat
 from gateway.api.request import decode
 from gateway.wire import messages
-from gateway.wire.messages_answer import TokenCount, encode
+from gateway.wire.messages_answer import TokenCount, encode, event
 from gateway.wire.messages_chat import chat_request
 
 
 async def create_message(context: Context, exchange: Exchange) -> None:
     """``POST /v1/messages``: the next message of a conversation, whole or as a stream."""
-    _speak_anthropic(exchange)
     request = await decode(context, exchange, messages.decoder)
     request.check()
     thinking = request.thinking
@@ -24,7 +23,6 @@ async def create_message(context: Context, exchange: Exchange) -> None:
 
 async def count_tokens(context: Context, exchange: Exchange) -> None:
     """``POST /v1/messages/count_tokens``: how many tokens the prompt of a message would have."""
-    _speak_anthropic(exchange)
     request = await decode(context, exchange, messages.count_decoder)
     request.check()
     chat = chat_request(request)
@@ -35,7 +33,9 @@ async def count_tokens(context: Context, exchange: Exchange) -> None:
     await exchange.reply(200, encode(TokenCount(len(ids))))
 
 
-def _speak_anthropic(exchange: Exchange) -> None:
-    """From here on, errors have Anthropic's shape."""
+def speak_anthropic(exchange: Exchange) -> None:
+    """Make errors look as Anthropic's do, and name the request as there. Even those before a handler is called."""
     id = exchange.request_id
+    exchange.headers.append((b"request-id", id.encode()))
     exchange.fault_body = lambda error: encode(error_body(error, id))
+    exchange.fault_events = lambda error: event(error_body(error, id))

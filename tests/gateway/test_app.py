@@ -19,7 +19,8 @@ def test_unknown_paths_and_methods(model_folder: Path) -> None:
                 assert (found.status, found.json["error"]["code"]) == (404, "not_found")
             for path, methods in ROUTES.items():
                 found = await gateway.request("PATCH", re.sub(r"\{\w+\}", "fake", path))
-                assert (found.status, found.json["error"]["code"]) == (405, "method_not_allowed")
+                code = None if path.startswith("/v1/messages") else "method_not_allowed"  # Anthropic's errors have none
+                assert (found.status, found.json["error"].get("code")) == (405, code)
                 assert found.headers["allow"] == ", ".join(sorted(methods)).lower()
             labels = 'endpoint="other",model="",outcome="invalid",status="404"'
             assert await gateway.metric(f"penstock_requests_total{{{labels}}}") == 6
