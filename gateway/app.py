@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from gateway.api import batches, chat, completions, files, health, messages, models, tokenize
+from gateway.api import batches, chat, completions, embeddings, files, health, messages, models, tokenize
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from gateway.routing import Routes
@@ -16,6 +16,7 @@ Handler = Callable[[Context, Exchange], Awaitable[None]]
 ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/chat/completions": {"POST": chat.chat_completions},
     "/v1/completions": {"POST": completions.text_completions},
+    "/v1/embeddings": {"POST": embeddings.embed},
     "/v1/messages": {"POST": messages.create_message},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/models": {"GET": models.list_models},

@@ -208,7 +208,12 @@ class GatewayServer:
             hello = self._worker.hello
             if hello is None or self._stop.is_set():
                 return False
-            model = await ServedModel.load(hello, self._worker)
+            model = await ServedModel.load(
+                hello,
+                self._worker,
+                tool_parser=self._settings.tool_parser,
+                reasoning_parser=self._settings.reasoning_parser,
+            )
         self._context.models[model.name] = model
         await self._batches.start()
         gc.collect()

@@ -142,6 +142,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body: Annotated[
         int, Meta(description="largest body of a request, such as 32MiB; a larger one is answered 413", extra=_SIZE)
     ] = 32 * 2**20
+    tool_parser: Annotated[
+        Literal["auto", "none", "hermes", "llama3", "mistral"],
+        Meta(description="how the model writes tool calls; auto finds it in the chat template"),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "none", "think"],
+        Meta(description="how the model marks its reasoning; auto finds it in the chat template and the tokenizer"),
+    ] = "auto"
     data_dir: Annotated[
         str | None,
         Meta(

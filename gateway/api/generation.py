@@ -82,7 +82,7 @@ class Generation:
             ids = [await self._encode(prompt) for prompt in prompts]
             stream = self._model.worker.open()
             self._submit(stream, prompts, ids)
-            watcher = asyncio.create_task(_watch(self._exchange, stream))
+            watcher = asyncio.create_task(abort_when_gone(self._exchange, stream))
             outputs = await stream.next()
             seat.leave()
             self._count_first_token()
@@ -242,7 +242,7 @@ class Generation:
         self._counters.duration.observe(time.perf_counter() - self._arrived)
 
 
-async def _watch(exchange: Exchange, stream: OutputStream) -> None:
+async def abort_when_gone(exchange: Exchange, stream: OutputStream) -> None:
     """Abort the requests at once when their client leaves."""
     await exchange.gone()
     stream.interrupt(ClientGone())

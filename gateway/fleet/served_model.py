@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.link import Hello
 from gateway.fleet.worker import Worker
+from gateway.text.dialect import Dialect
 from gateway.text.template import ChatTemplate, TemplateError
 from gateway.text.tokenizer import Tokenizer
 
@@ -14,19 +15,27 @@ from gateway.text.tokenizer import Tokenizer
 class ServedModel:
     """A model by the name that clients send. The limits are those that its worker stated."""
 
-    def __init__(self, hello: Hello, worker: Worker, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(
+        self, hello: Hello, worker: Worker, tokenizer: Tokenizer, template: ChatTemplate, dialect: Dialect
+    ) -> None:
         self.name = hello.model
         self.created = int(time.time())
         self.max_model_len = hello.max_model_len
         self.vocab_size = hello.vocab_size
+        self.embedding_size = hello.embedding_size
         self.defaults = hello.defaults
         self.worker = worker
         self.tokenizer = tokenizer
         self.template = template
+        self.dialect = dialect
 
     @classmethod
-    async def load(cls, hello: Hello, worker: Worker) -> "ServedModel":
+    async def load(
+        cls, hello: Hello, worker: Worker, *, tool_parser: str = "auto", reasoning_parser: str = "auto"
+    ) -> "ServedModel":
         """Load tokenizer and chat template from the folder that the worker named.
+
+        The parsers are those of `Dialect.detect`.
 
         Raises:
             TokenizerError: the folder has no tokenizer, or one that doesn't fit the model.
@@ -36,7 +45,14 @@ class ServedModel:
         tokenizer = await asyncio.to_thread(Tokenizer.load, folder, hello.vocab_size)
         template = await asyncio.to_thread(ChatTemplate.load, folder)
         await asyncio.to_thread(_warm_up, template)
-        return cls(hello, worker, tokenizer, template)
+        dialect = Dialect.detect(
+            template.source(with_tools=True),
+            tokenizer.added_ids,
+            tokenizer.special_ids,
+            tool_parser=tool_parser,
+            reasoning_parser=reasoning_parser,
+        )
+        return cls(hello, worker, tokenizer, template, dialect)
 
 
 def _warm_up(template: ChatTemplate) -> None:

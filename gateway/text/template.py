@@ -123,6 +123,13 @@ class ChatTemplate:
         text: str = rendered[0][0]
         return text
 
+    def source(self, *, with_tools: bool) -> str | None:
+        """The template's source: the one for conversations with tools where there are two. None without any."""
+        try:
+            return self._choose(with_tools)
+        except TemplateError:
+            return None
+
     def _choose(self, with_tools: bool) -> str:
         for name in ("tool_use", "default") if with_tools else ("default",):
             if name in self._templates:

@@ -32,8 +32,8 @@ class TokenizerError(Exception):
 class Tokenizer:
     """Encodes and decodes text. Safe to use from several threads.
 
-    ``size`` is one more than the highest token id; ``special_ids`` are the tokens that are no text, such as the end of
-    a turn.
+    ``size`` is one more than the highest token id; ``added_ids`` are the tokens that are matched as they are, by their
+    text, and ``special_ids`` those of them that are no text, such as the end of a turn.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -42,6 +42,7 @@ class Tokenizer:
         backend.no_padding()
         added = backend.get_added_tokens_decoder()
         self.size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.added_ids = {content.content: token for token, content in added.items()}
         self.special_ids = frozenset(token for token, content in added.items() if content.special)
         self._factories: dict[frozenset[int], DetokenizerFactory] = {}
         self._bytes: dict[int, bytes] = {}

@@ -61,28 +61,36 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         Raises:
             ApiError: 400; there is none, one has no tokens, kinds are mixed, or a token id is not the model's.
         """
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if not prompt:
-            raise errors.invalid_value("prompt", "there must be at least one prompt")
-        kinds = {type(item) for item in prompt}
-        if len(kinds) > 1:
-            raise errors.invalid_value("prompt", "texts and token ids must not be mixed")
-        if int in kinds:
-            ids = [item for item in prompt if isinstance(item, int)]
-            check_token_ids("prompt", ids, vocab_size)
-            return [ids]
-        out: list[str | list[int]] = []
-        for index, item in enumerate(prompt):
-            if isinstance(item, list):
-                if not item:
-                    raise errors.invalid_value(f"prompt.{index}", "it has no tokens")
-                check_token_ids(f"prompt.{index}", item, vocab_size)
-                out.append(item)
-            elif isinstance(item, str):
-                out.append(item)
-        return out
+        return prompts_of("prompt", self.prompt, vocab_size)
+
+
+def prompts_of(param: str, prompt: str | list[str | int | list[int]], vocab_size: int) -> list[str | list[int]]:
+    """What is sent as one text, several, one list of token ids or several, as a list.
+
+    Raises:
+        ApiError: 400; there is none, one has no tokens, kinds are mixed, or a token id is not the model's.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise errors.invalid_value(param, f"there must be at least one {param}")
+    kinds = {type(item) for item in prompt}
+    if len(kinds) > 1:
+        raise errors.invalid_value(param, "texts and token ids must not be mixed")
+    if int in kinds:
+        ids = [item for item in prompt if isinstance(item, int)]
+        check_token_ids(param, ids, vocab_size)
+        return [ids]
+    out: list[str | list[int]] = []
+    for index, item in enumerate(prompt):
+        if isinstance(item, list):
+            if not item:
+                raise errors.invalid_value(f"{param}.{index}", "it has no tokens")
+            check_token_ids(f"{param}.{index}", item, vocab_size)
+            out.append(item)
+        elif isinstance(item, str):
+            out.append(item)
+    return out
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):

@@ -135,6 +135,7 @@ class FakeWorker:
             "block_size": 16,
             "kv_tokens": 4096,
             "max_running": 64,
+            "embedding_size": 4,
         }
         self.hello = Hello(**{**defaults, **hello})
         self.script = script

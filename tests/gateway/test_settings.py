@@ -48,6 +48,8 @@ def test_every_field_can_be_said() -> None:
         "tpot": "0.03",
         "max_queue": "10",
         "max_body": "1MiB",
+        "tool_parser": "hermes",
+        "reasoning_parser": "none",
         "data_dir": "./state",
         "max_file": "1GiB",
         "batch_concurrency": "16",
