@@ -1,13 +1,15 @@
 """How is ``/v1/chat/completions`` answered, and every other endpoint that is a chat in another dress?"""
 
+from functools import partial
+
 from gateway.api.chat_form import ChatForm
 from gateway.api.context import Context
 from gateway.api.exchange import Exchange
 from gateway.api.form import Form
 from gateway.api.generation import Generation, Plan
-from gateway.api.prompt import render_chat
+from gateway.api.prompt import grammar_of, render_chat
 from gateway.api.request import decode
-from gateway.text.parts import PlainParser
+from gateway.fleet.served_model import ServedModel
 from gateway.wire import chat
 from gateway.wire.chat import ChatCompletionRequest
 
@@ -36,9 +38,21 @@ async def answer_chat(
     model = context.model(request.model)
     exchange.model = model.name
     prompt = render_chat(model, request)
-    plan = Plan(
+    await Generation(context, exchange, model, request, form, _plan(model, request, prompt, parts)).answer([prompt])
+
+
+def _plan(model: ServedModel, request: ChatCompletionRequest, prompt: str, parts: bool) -> Plan:
+    """How the answer is made and read: what the model's dialect has for tools and reasoning is taken apart."""
+    dialect = model.dialect
+    tools = request.called_tools()
+    in_reasoning = dialect.opens_reasoning(prompt)
+    takes_apart = tools is not None or dialect.reasoning != "none" or parts
+    return Plan(
         prompt_param="messages",
         add_special_tokens=bool(request.add_special_tokens),
-        make_parser=PlainParser if parts else None,
+        grammar=grammar_of(dialect, request.shape(), tools, in_reasoning),
+        make_parser=partial(dialect.parser, tools=tools is not None, reasoning=True, in_reasoning=in_reasoning)
+        if takes_apart
+        else None,
+        kept=dialect.kept_tokens(tools=tools is not None, reasoning=True),
     )
-    await Generation(context, exchange, model, request, form, plan).answer([prompt])

@@ -4,7 +4,9 @@ from gateway.api.completion_form import CompletionForm
 from gateway.api.context import Context
 from gateway.api.exchange import Exchange
 from gateway.api.generation import Generation, Plan
+from gateway.api.prompt import grammar_of
 from gateway.api.request import decode
+from gateway.text.dialect import Dialect
 from gateway.wire import completions, errors
 
 
@@ -22,6 +24,7 @@ async def text_completions(context: Context, exchange: Exchange) -> None:
         prompt_param="prompt",
         add_special_tokens=request.add_special_tokens is not False,
         default_max_tokens=completions.DEFAULT_MAX_TOKENS,
+        grammar=grammar_of(Dialect(), request.shape(), None, False),
         echo=bool(request.echo),
     )
     await Generation(context, exchange, model, request, form, plan).answer(prompts)

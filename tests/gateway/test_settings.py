@@ -76,6 +76,8 @@ def test_every_field_can_be_said() -> None:
         tpot=0.03,
         max_queue=10,
         max_body=2**20,
+        tool_parser="hermes",
+        reasoning_parser="none",
         data_dir="./state",
         max_file=2**30,
         batch_concurrency=16,
