@@ -128,11 +128,12 @@ class StepTime:
     def _shrink(self, gain: list[float], spread: float) -> None:
         """What is known better after a step is known less well with time, but never less well than at first."""
         keep = 1 / self._forgetting
+        inverse = 1 / spread
         covariance = self._covariance
-        for i, row in enumerate(covariance):
-            share = gain[i] / spread
+        for mine, row in zip(gain, covariance, strict=True):
             for j in range(5):
-                row[j] = (row[j] - share * gain[j]) * keep
+                # Symmetric to the last bit: an asymmetry would grow with each step that forgets, without a bound.
+                row[j] = (row[j] - mine * gain[j] * inverse) * keep
         for i, limit in enumerate(_SPREAD):
             excess = covariance[i][i] / (limit * limit)
             if excess > 1:
