@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.text.answer import MarkedParser
 from gateway.text.parts import AnswerParser, PlainParser
-from gateway.text.template import wants_tools
+from gateway.text.template import read_variables
 from gateway.text.tool_forms import TOOL_FORMS
 
 ToolForm = Literal["none", "hermes", "llama3", "mistral"]
@@ -56,7 +56,7 @@ class Dialect(msgspec.Struct, frozen=True):
             if name not in known:
                 raise ValueError(f"{name!r} is no parser's name; there are {', '.join(known)}")
         source = template or ""
-        tools = _tools(source, added) if tool_parser == "auto" else cast(ToolForm, tool_parser)
+        tools = _tools(template, added) if tool_parser == "auto" else cast(ToolForm, tool_parser)
         thinks = any(marker in source for marker in THINK) or all(marker in added for marker in THINK)
         reasoning = ("think" if thinks else "none") if reasoning_parser == "auto" else reasoning_parser
         markers = (TOOL_FORMS[tools].tokens if tools != "none" else ()) + (THINK if reasoning == "think" else ())
@@ -83,14 +83,19 @@ class Dialect(msgspec.Struct, frozen=True):
         return self.reasoning == "think" and prompt.rstrip().endswith(THINK[0])
 
 
-def _tools(source: str, added: Mapping[str, int]) -> ToolForm:
-    """How a model with this template calls tools. ``<tool_call>`` has other uses too, which are not read here."""
-    if not wants_tools(source):
+def _tools(template: str | None, added: Mapping[str, int]) -> ToolForm:
+    """How a model with this template calls tools. ``<tool_call>`` has other uses too, which are not read here.
+
+    Where the template knows nothing of tools, the model is told of them in Hermes' form (see `tool_messages`).
+    """
+    if template is None:
         return "none"
-    if "[TOOL_CALLS]" in source:
+    if "tools" not in read_variables(template):
+        return "hermes"
+    if "[TOOL_CALLS]" in template:
         return "mistral"
-    if "<tool_call>" in source:
-        return "none" if "<function=" in source or "<arg_key>" in source else "hermes"
-    if "<|python_tag|>" in source or ("<|python_tag|>" in added and "parameters" in source):
+    if "<tool_call>" in template:
+        return "none" if "<function=" in template or "<arg_key>" in template else "hermes"
+    if "<|python_tag|>" in template or ("<|python_tag|>" in added and "parameters" in template):
         return "llama3"
     return "none"

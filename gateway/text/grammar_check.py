@@ -131,7 +131,7 @@ _CALL: Final = re.compile(r'^call_\d+: "(?:\{\\"name\\": \\")?([^"\\]+)')
 
 
 def explain(message: str, grammar: str) -> str:
-    """What llguidance says, without the excerpt of a grammar that the client never wrote; and whose tool it is about."""
+    """What llguidance says, without the excerpt of a grammar that the client never wrote, and of whose tool."""
     place = _PLACE.match(message)
     whose = ""
     if place:

@@ -9,6 +9,7 @@ import jinja2
 import jinja2.nodes
 
 from gateway.text.tokenizer import SPECIAL_TOKENS, TokenizerError, read_config
+from gateway.text.tool_messages import ToolMessageError, as_plain_text, with_calls
 
 RESERVED: Final = frozenset(
     {
@@ -41,6 +42,7 @@ class ChatTemplate:
         self._variables = dict(variables)
         self._where = where
         self._wants_parts: dict[str, bool] = {}
+        self._variables_of: dict[str, frozenset[str]] = {}
 
     @classmethod
     def load(cls, folder: str | Path) -> "ChatTemplate":
@@ -80,17 +82,23 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt for ``messages``; encode it without adding special tokens.
 
         Each message has a ``role`` and, for ``content``, a text or a list of parts ``{"type": "text", "text": …}``,
-        which are joined by line breaks for templates that expect a text. ``variables`` are the template's own, such
-        as ``enable_thinking``.
+        which are joined by line breaks for templates that expect a text. An assistant's message may have
+        ``tool_calls``, and one of the role ``tool`` the ``tool_call_id`` that it answers. A template that doesn't read
+        ``tools`` finds them, the calls and the answers in the texts of messages (see `tool_messages`).
+        ``continue_final_message`` leaves the last message open at its end, for the model to go on with.
+        ``variables`` are the template's own, such as ``enable_thinking``.
 
         Raises:
-            TemplateError: the template refuses, fails, or is missing; or a part is no text.
+            TemplateError: the template refuses, fails, is missing, or reads no ``documents``; a part is no text; the
+                arguments of a call are no JSON object.
         """
         if reserved := sorted(RESERVED & variables.keys()):
             raise TemplateError(f"{reserved[0]!r} can't be set as a variable of the template")
@@ -102,16 +110,26 @@ class ChatTemplate:
             wants_parts = self._wants_parts.get(source)
             if wants_parts is None:
                 wants_parts = self._wants_parts[source] = reads_parts(source)
-            conversation = [_with_content(message, wants_parts) for message in messages]
+            read = self._reads(source)
+            if documents and "documents" not in read:
+                raise TemplateError(f"the template in {self._where} reads no documents: put them into a message")
+            prepared = with_calls(messages, short_ids="[TOOL_CALLS]" in source)
+            if "tools" not in read and (tools or any(_is_about_tools(message) for message in messages)):
+                prepared = as_plain_text(prepared, tools)
+            conversation = [_with_content(message, wants_parts) for message in prepared]
             rendered: Any = render_jinja_template(
                 conversations=[conversation],
                 tools=[dict(tool) for tool in tools] if tools else None,
+                documents=[dict(document) for document in documents] if documents else None,
                 chat_template=source,
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 **{**self._variables, **variables},
             )
         except TemplateError:
             raise
+        except ToolMessageError as error:
+            raise TemplateError(str(error)) from error
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"the template in {self._where} is broken at line {error.lineno}: {error.message}"
@@ -119,7 +137,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise TemplateError(error.message or type(error).__name__) from error
         except Exception as error:  # a template can fail in any way that Python can
-            raise TemplateError(f"{type(error).__name__}: {error}") from error
+            said = str(error).partition("Final message to continue:")[0]  # what follows is the whole prompt
+            raise TemplateError(f"{type(error).__name__}: {said}") from error
         text: str = rendered[0][0]
         return text
 
@@ -129,6 +148,12 @@ class ChatTemplate:
             return self._choose(with_tools)
         except TemplateError:
             return None
+
+    def _reads(self, source: str) -> frozenset[str]:
+        found = self._variables_of.get(source)
+        if found is None:
+            found = self._variables_of[source] = read_variables(source)
+        return found
 
     def _choose(self, with_tools: bool) -> str:
         for name in ("tool_use", "default") if with_tools else ("default",):
@@ -192,10 +217,14 @@ def _is_content(node: jinja2.nodes.Node) -> bool:
     return False
 
 
-def wants_tools(source: str) -> bool:
-    """Whether a template reads ``tools`` at all; one that doesn't would leave a request's tools out silently."""
+def read_variables(source: str) -> frozenset[str]:
+    """The names that a template reads, ``tools`` and ``documents`` perhaps among them; none if it is broken."""
     try:
         tree = _environment().parse(_GENERATION.sub("", source))
     except jinja2.TemplateSyntaxError:
-        return False
-    return any(name.name == "tools" and name.ctx == "load" for name in tree.find_all(jinja2.nodes.Name))
+        return frozenset()
+    return frozenset(name.name for name in tree.find_all(jinja2.nodes.Name) if name.ctx == "load")
+
+
+def _is_about_tools(message: Mapping[str, Any]) -> bool:
+    return message.get("role") == "tool" or bool(message.get("tool_calls"))

@@ -98,7 +98,7 @@ def test_faults(source: str, message: str) -> None:
         template(source).render(HELLO)
 
 
-@pytest.mark.parametrize("name", ["chat_template", "conversations", "documents", "continue_final_message"])
+@pytest.mark.parametrize("name", ["chat_template", "conversations", "return_assistant_tokens_mask"])
 def test_requests_can_not_replace_the_template(name: str) -> None:
     variables: dict[str, Any] = {name: "x"}
     with pytest.raises(TemplateError, match=f"'{name}' can't be set"):
