@@ -1,15 +1,17 @@
-"""What in docs/ is made from the code? ``python docs/generate.py`` writes reference.md and files.md.
+"""What in docs/ is made from the code? ``python docs/generate.py`` writes reference.md, conformance.md and files.md.
 
 Whatever can be read off the code is not written a second time by hand; a test fails when the pages are out of date.
 """
 
 import argparse
 import ast
-import inspect
-import re
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -27,13 +29,23 @@ def files() -> str:
     return "\n".join(_files()) + "\n"
 
 
+def conformance() -> str:
+    """conformance.md: every field of every request body, and what becomes of it."""
+    return "\n".join(_conformance()) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Each page that is made here, and what belongs in it."""
-    return {DOCS / "reference.md": reference(), DOCS / "files.md": files()}
+    return {
+        DOCS / "reference.md": reference(),
+        DOCS / "conformance.md": conformance(),
+        DOCS / "files.md": files(),
+    }
 
 
 def _reference() -> Iterator[str]:
     from gateway.app import ROUTES
+    from gateway.openapi import summary
     from gateway.telemetry.metrics import METRICS
     from gateway.wire.errors import ERROR_CODES
     from penstock import build_parser
@@ -44,7 +56,7 @@ def _reference() -> Iterator[str]:
         yield from _table(("option", "meaning"), [(_code(_usage(one)), meaning(one)) for one in options(parser)])
     yield from ("## Endpoints", "")
     rows = [
-        (_code(f"{method} {path}"), purpose(handler))
+        (_code(f"{method} {path}"), summary(handler))
         for path, methods in ROUTES.items()
         for method, handler in methods.items()
     ]
@@ -59,6 +71,58 @@ def _reference() -> Iterator[str]:
     )
     yield from ("## Error codes", "", "In the field `code` of OpenAI's error object.", "")
     yield from _table(("code", "meaning"), [(_code(code), meaning) for code, meaning in ERROR_CODES.items()])
+
+
+def _conformance() -> Iterator[str]:
+    from gateway.openapi import OPERATIONS
+
+    yield from ("# Conformance: every field of every request", "", _NOTE, "")
+    yield from (
+        "A field *works*, or it has *no effect*, as at OpenAI or Anthropic, or it is *refused* with a 400 that names "
+        "it, unless it says what is so anyway. Fields that are not listed are accepted and mean nothing, as at OpenAI; "
+        "`/v1/messages` refuses them, as Anthropic does. `null` means the default everywhere. Files are uploaded as "
+        "forms; see the [reference](reference.md).",
+        "",
+    )
+    for (method, path), operation in OPERATIONS.items():
+        if operation.body is None:
+            continue
+        yield from (f"## {method} {path}", "")
+        yield from _table(("field", "type", "", "note"), list(_fields(operation.body)))
+
+
+def _fields(body: type) -> Iterator[tuple[str, str, str, str]]:
+    """The rows of one request: a field, its JSON type, what becomes of it, and why or how."""
+    _, components = msgspec.json.schema_components([body], ref_template="{name}")
+    properties = components[body.__name__]["properties"]
+    refused, ignored = getattr(body, "refused", {}), getattr(body, "ignored", {})
+    notes = {path.rstrip("_"): ("refused", _refusal(refusal)) for path, refusal in refused.items()}
+    notes |= {path: ("no effect", note) for path, note in ignored.items()}
+    for name, schema in properties.items():
+        status, note = notes.pop(name, ("works", ""))
+        yield _code(name), _json_type(schema), status, note
+        for path in [path for path in notes if path.startswith(f"{name}.")]:
+            status, note = notes.pop(path)
+            yield _code(path), "", status, note
+    if notes:
+        raise ValueError(f"{body.__name__} has no field {', '.join(notes)}")
+
+
+def _refusal(refusal: Any) -> str:
+    neutral = " or ".join(_code(json.dumps(value)) for value in refusal.neutral if value is not None)
+    return f"{refusal.reason}{f'; {neutral} is accepted' if neutral else ''}"
+
+
+def _json_type(schema: dict[str, Any]) -> str:
+    """A property's type in a word or two."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(t for t in map(_json_type, schema["anyOf"]) if t != "null"))
+    if "enum" in schema:
+        return " or ".join(_code(str(value)) for value in schema["enum"] if value is not None)
+    kind = schema.get("type", "object" if "$ref" in schema else "any")
+    if kind == "array" and schema.get("items"):
+        return f"array of {_json_type(schema['items'])}"
+    return str(kind)
 
 
 def _files() -> Iterator[str]:
@@ -96,13 +160,6 @@ def question(source: str) -> str:
     """The first paragraph of a module's docstring: the question it answers, and perhaps the answer in a sentence."""
     docstring = ast.get_docstring(ast.parse(source)) or ""
     return " ".join(docstring.partition("\n\n")[0].split()).replace("``", "`")
-
-
-def purpose(handler: object) -> str:
-    """What a handler's docstring says behind the method and path that it begins with."""
-    first = " ".join((inspect.getdoc(handler) or "").partition("\n\n")[0].split()).replace("``", "`")
-    said = re.sub(r"^`[A-Z]+ [^`]*`[:.]? *", "", first)
-    return said[:1].upper() + said[1:]
 
 
 def _usage(action: argparse.Action) -> str:

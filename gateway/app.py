@@ -7,11 +7,19 @@ from typing import Final
 from gateway.api import batches, chat, completions, embeddings, files, health, messages, models, tokenize
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
+from gateway.openapi import document, summary
 from gateway.routing import Routes
 from gateway.telemetry.metrics import Outcome
 from gateway.wire import errors
 
 Handler = Callable[[Context, Exchange], Awaitable[None]]
+
+
+async def _openapi(context: Context, exchange: Exchange) -> None:
+    """``GET /openapi.json``: this list of endpoints with the shapes of their bodies, as OpenAPI 3.1 has it."""
+    summaries = {(method, path): summary(it) for path, methods in ROUTES.items() for method, it in methods.items()}
+    await exchange.reply(200, document(summaries))
+
 
 ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/chat/completions": {"POST": chat.chat_completions},
@@ -32,6 +40,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/health/live": {"GET": health.live},
     "/health/ready": {"GET": health.ready},
     "/metrics": {"GET": health.metrics},
+    "/openapi.json": {"GET": _openapi},
 }
 _ANTHROPIC: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 _find: Final = Routes(ROUTES).find

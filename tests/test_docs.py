@@ -9,6 +9,7 @@ import pytest
 
 from docs import generate
 from gateway.app import ROUTES
+from gateway.openapi import summary
 from gateway.settings import Settings, flag
 from gateway.telemetry.metrics import METRICS
 from gateway.wire.errors import ERROR_CODES
@@ -78,7 +79,7 @@ def test_every_option_endpoint_metric_and_code_says_what_it_means() -> None:
     assert all(metric.help for metric in METRICS.values())
     assert all(ERROR_CODES.values())
     for path, methods in ROUTES.items():
-        assert all(generate.purpose(handler) for handler in methods.values()), path
+        assert all(summary(handler) for handler in methods.values()), path
 
 
 def test_every_setting_is_an_option_of_serve() -> None:

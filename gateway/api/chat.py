@@ -38,10 +38,12 @@ async def answer_chat(
     model = context.model(request.model)
     exchange.model = model.name
     prompt = render_chat(model, request)
-    await Generation(context, exchange, model, request, form, _plan(model, request, prompt, parts)).answer([prompt])
+    await Generation(context, exchange, model, request, form, await _plan(model, request, prompt, parts)).answer(
+        [prompt]
+    )
 
 
-def _plan(model: ServedModel, request: ChatCompletionRequest, prompt: str, parts: bool) -> Plan:
+async def _plan(model: ServedModel, request: ChatCompletionRequest, prompt: str, parts: bool) -> Plan:
     """How the answer is made and read: what the model's dialect has for tools and reasoning is taken apart."""
     dialect = model.dialect
     tools = request.called_tools()
@@ -50,7 +52,7 @@ def _plan(model: ServedModel, request: ChatCompletionRequest, prompt: str, parts
     return Plan(
         prompt_param="messages",
         add_special_tokens=bool(request.add_special_tokens),
-        grammar=grammar_of(dialect, request.shape(), tools, in_reasoning),
+        grammar=await grammar_of(model, request.shape(), tools, dialect=dialect, in_reasoning=in_reasoning),
         make_parser=partial(dialect.parser, tools=tools is not None, reasoning=True, in_reasoning=in_reasoning)
         if takes_apart
         else None,

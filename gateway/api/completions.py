@@ -6,7 +6,6 @@ from gateway.api.exchange import Exchange
 from gateway.api.generation import Generation, Plan
 from gateway.api.prompt import grammar_of
 from gateway.api.request import decode
-from gateway.text.dialect import Dialect
 from gateway.wire import completions, errors
 
 
@@ -24,7 +23,7 @@ async def text_completions(context: Context, exchange: Exchange) -> None:
         prompt_param="prompt",
         add_special_tokens=request.add_special_tokens is not False,
         default_max_tokens=completions.DEFAULT_MAX_TOKENS,
-        grammar=grammar_of(Dialect(), request.shape(), None, False),
+        grammar=await grammar_of(model, request.shape()),
         echo=bool(request.echo),
     )
     await Generation(context, exchange, model, request, form, plan).answer(prompts)

@@ -70,14 +70,24 @@ def render_chat(model: ServedModel, request: ChatCompletionRequest) -> str:
     )
 
 
-def grammar_of(dialect: Dialect, shape: Shape | None, tools: Tools | None, in_reasoning: bool) -> str:
-    """The grammar that an answer must match; ``""`` if it is free.
+async def grammar_of(
+    model: ServedModel,
+    shape: Shape | None,
+    tools: Tools | None = None,
+    *,
+    dialect: Dialect | None = None,
+    in_reasoning: bool = False,
+) -> str:
+    """The grammar that an answer must match; ``""`` if it is free. Without a ``dialect`` the answer is nothing else.
 
     Raises:
         ApiError: 400; no answer can be held to what was asked for.
     """
     try:
-        return compose(dialect, shape, tools, in_reasoning)
+        grammar = compose(dialect or Dialect(), shape, tools, in_reasoning)
+        if grammar:
+            await model.grammars.check(grammar)
+        return grammar
     except ConstraintError as error:
         raise errors.invalid_value(shape.param if shape is not None else "tools", str(error)) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.link import Hello
 from gateway.fleet.worker import Worker
 from gateway.text.dialect import Dialect
+from gateway.text.grammar_check import GrammarChecker
 from gateway.text.template import ChatTemplate, TemplateError
 from gateway.text.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ class ServedModel:
         self.tokenizer = tokenizer
         self.template = template
         self.dialect = dialect
+        self.grammars = GrammarChecker(Path(hello.folder) / "tokenizer.json", hello.vocab_size, hello.eos_token_ids)
 
     @classmethod
     async def load(

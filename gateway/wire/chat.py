@@ -68,6 +68,8 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
     verbosity: str | None = None
     echo: bool | None = None
     chat_template: str | None = None
+    moderation: dict[str, Any] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
     refused: ClassVar[Mapping[str, Refusal]] = {
         **GenerationRequest.refused,
@@ -80,6 +82,10 @@ class ChatCompletionRequest(GenerationRequest, kw_only=True):
         "verbosity": Refusal((None, "medium"), "ask for a short or long answer in a message instead"),
         "echo": Refusal((None, False), "the answer alone is sent"),
         "chat_template": Refusal((None,), "templates from requests are not run; the model's own is used"),
+        "moderation": Refusal((None,), "nothing is moderated here"),
+        "prompt_cache_options": Refusal(
+            (None, {}, {"mode": "implicit"}), "the prefix cache finds equal prefixes by itself, and has no options"
+        ),
     }
 
     @property

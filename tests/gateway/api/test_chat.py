@@ -389,7 +389,11 @@ def test_vllms_extras(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder) as gateway:
             ids = gateway.model.tokenizer.encode("u:hi\na:", add_special_tokens=False)
-            extras: dict[str, Any] = {"return_token_ids": True, "prompt_logprobs": 1, "return_tokens_as_token_ids": True}
+            extras: dict[str, Any] = {
+                "return_token_ids": True,
+                "prompt_logprobs": 1,
+                "return_tokens_as_token_ids": True,
+            }
             found = await gateway.post("/v1/chat/completions", chat(**extras, logprobs=True, service_tier="flex"))
             assert found.json["prompt_token_ids"] == found.json["choices"][0]["token_ids"] == ids
             assert found.json["choices"][0]["logprobs"]["content"][0]["token"] == f"token_id:{ids[0]}"

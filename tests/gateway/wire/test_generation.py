@@ -214,6 +214,8 @@ CHAT_REFUSED: dict[str, Any] = {
     "verbosity": "low",
     "echo": True,
     "chat_template": "x",
+    "moderation": {"model": "x"},
+    "prompt_cache_options": {"mode": "explicit"},
 }
 COMPLETION_REFUSED: dict[str, Any] = {**REFUSED, "suffix": "x", "prompt_embeds": "x"}
 
