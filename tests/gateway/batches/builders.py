@@ -6,14 +6,17 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gateway.api.exchange import Receive, Scope, Send
+from gateway.app import App
+from gateway.batches.inside import Application
 from gateway.batches.service import Batches
 from gateway.wire.batches import Batch, CreateBatch, Status
 from gateway.wire.files import FileObject, Purpose
+from tests.gateway.harness import Gateway, serving
 
-ENDPOINT = "/v1/chat/completions"
+ENDPOINT: Final = "/v1/chat/completions"
 
 Reply = Callable[[dict[str, Any]], tuple[int, bytes]]
 
@@ -67,7 +70,7 @@ class StubApp:
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, app: StubApp, **options: Any) -> AsyncIterator[Batches]:
+async def opened(path: Path, app: Application, **options: Any) -> AsyncIterator[Batches]:
     """Batches in the data folder ``path``, started."""
     batches = Batches(app, path, **options)
     await batches.start()
@@ -75,6 +78,19 @@ async def opened(path: Path, app: StubApp, **options: Any) -> AsyncIterator[Batc
         yield batches
     finally:
         await batches.close()
+
+
+@contextlib.asynccontextmanager
+async def with_files(
+    model_folder: Path, data: Path, *, fake: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Gateway]:
+    """A gateway with a fake worker and the data folder ``data``."""
+    async with (
+        serving(model_folder, **(fake or {})) as gateway,
+        opened(data, App(gateway.context), **options) as batches,
+    ):
+        gateway.context.batches = batches
+        yield gateway
 
 
 async def upload(batches: Batches, data: bytes, purpose: Purpose = "batch", keep: int | None = None) -> FileObject:

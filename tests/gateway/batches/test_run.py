@@ -14,6 +14,7 @@ import pytest
 
 from gateway.batches import results, work
 from gateway.batches import run as run_module
+from gateway.batches.files import write_all
 from gateway.batches.service import Batches
 from gateway.wire.batches import BatchError, CreateBatch, RequestCounts
 from tests.gateway.batches.builders import (
@@ -332,7 +333,6 @@ def test_a_disk_that_refuses_pauses_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     full = True
-    write_all = results.write_all
 
     def write(fd: int, data: bytes) -> None:
         if full:
