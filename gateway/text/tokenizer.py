@@ -10,6 +10,7 @@ import tokenizers
 
 from gateway.text.convert import ConversionError, convert
 from gateway.text.detokenizer import Detokenizer, DetokenizerFactory, detokenizer_factory, token_bytes
+from gateway.text.token_cache import TokenCache
 
 LONG_TEXT: Final = 4096
 """Characters from which on `Tokenizer.encode_async` works in a thread: about 1 ms of tokenisation."""
@@ -46,6 +47,7 @@ class Tokenizer:
         self.special_ids = frozenset(token for token, content in added.items() if content.special)
         self._factories: dict[frozenset[int], DetokenizerFactory] = {}
         self._bytes: dict[int, bytes] = {}
+        self._cache = TokenCache.of(backend)
 
     @classmethod
     def load(cls, folder: str | Path, vocab_size: int | None = None) -> "Tokenizer":
@@ -84,8 +86,11 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The token ids of ``text``, with BOS and the like if ``add_special_tokens``. Frees the GIL while it works.
 
-        A rendered chat template brings its own special tokens: encode it without.
+        A rendered chat template brings its own special tokens: encode it without. What it has in common with chats
+        that were encoded before is not encoded again.
         """
+        if self._cache is not None and not add_special_tokens:
+            return self._cache.encode(text)
         # `encode` holds the GIL and works out offsets too: 0.22 s for 880,000 characters, against 0.14 s.
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
