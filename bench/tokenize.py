@@ -2,7 +2,8 @@
 
 A chat of the demo model's kind grows by a question and an answer at a time until it has 32k tokens. At some of the
 turns its prompt is encoded as a whole, as without a cache; and by a cache that has seen the turn before, where only the
-last two segments are new, each time with other words. Figures are the median of CPU times: other processes matter little.
+last two segments are new, each time with other words. Figures are the median of CPU times, which other processes
+change less than wall times.
 """
 
 import argparse
