@@ -136,6 +136,7 @@ class FakeWorker:
             "kv_tokens": 4096,
             "max_running": 64,
             "embedding_size": 4,
+            "eos_token_ids": (256,),
         }
         self.hello = Hello(**{**defaults, **hello})
         self.script = script
