@@ -117,7 +117,7 @@ class MessagesForm:
 
 def error_body(error: ApiError, request_id: str) -> ErrorBody:
     """``error`` in Anthropic's shape, with the path that its field has there."""
-    return ErrorBody.of(error.status, renamed(error), request_id)
+    return ErrorBody.of(error.status, renamed(error), request_id, error.param)
 
 
 def _called(call: ToolCall) -> Block:

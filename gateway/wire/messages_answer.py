@@ -159,11 +159,18 @@ class MessageStop(msgspec.Struct, frozen=True, tag_field="type", tag="message_st
     """The last event of a stream."""
 
 
-class ErrorDetail(msgspec.Struct, frozen=True):
+class ErrorCode(msgspec.Struct, frozen=True):
+    """What Anthropic's client looks at to help itself: without ``thread`` it sends the whole conversation."""
+
+    error_code: Literal["thread_unsupported_request"]
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
     """What went wrong; the path of the field at fault is in the message."""
 
     type: str
     message: str
+    details: ErrorCode | None = None
 
 
 class ErrorBody(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
@@ -173,11 +180,11 @@ class ErrorBody(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     request_id: str
 
     @classmethod
-    def of(cls, status: int, message: str, request_id: str) -> "ErrorBody":
-        """The error for an HTTP status."""
-        return cls(
-            ErrorDetail(ERROR_TYPES.get(status) or ERROR_TYPES[400 if status < 500 else 500], message), request_id
-        )
+    def of(cls, status: int, message: str, request_id: str, field: str | None = None) -> "ErrorBody":
+        """The error for an HTTP status; ``field`` is the one at fault."""
+        type = ERROR_TYPES.get(status) or ERROR_TYPES[400 if status < 500 else 500]
+        details = ErrorCode("thread_unsupported_request") if field == "thread" else None
+        return cls(ErrorDetail(type, message, details), request_id)
 
 
 class TokenCount(msgspec.Struct, frozen=True):

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import pydantic
 import pytest
 from anthropic.types import MessageParam
 
 from engine.link import Submit
 from gateway.text.tokenizer import Tokenizer
+from tests.gateway.fake_worker import write_model_folder
 from tests.gateway.harness import Gateway, run, serving, serving_in_thread
 
 HISTORY: list[MessageParam] = [{"role": "user", "content": "höher 👋"}]
@@ -141,6 +143,17 @@ def test_where_an_answer_ends(model_folder: Path, stream: bool) -> None:
     run(scenario())
 
 
+def test_a_prefilled_answer_goes_on(model_folder: Path) -> None:
+    async def scenario() -> None:
+        history = [*HISTORY, {"role": "assistant", "content": "The answer is ("}]
+        async with serving(model_folder) as gateway, client_of(gateway) as client:
+            await client.messages.create(model="fake", max_tokens=9, messages=history)  # type: ignore[arg-type]
+            (submit,) = gateway.worker.submitted
+            assert asked_of(gateway, submit) == "u:höher 👋\na:The answer is ("
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("sent", "status", "kind", "said"),
     [
@@ -246,3 +259,153 @@ def test_keys_and_versions_are_accepted(model_folder: Path) -> None:
             assert json.loads(found.body)["content"] == [{"type": "text", "text": "u:hi\na:"}]
 
     run(scenario())
+
+
+# A model that thinks between marks and calls tools as Hermes does; the prompt shows what the template was told.
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool.function.name }} {{ tool.function.parameters | tojson }}; {% endfor %}"
+    "{% for m in messages %}{{ m.role }}: "
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{{ '; ' }}"
+    "{% endfor %}{% if add_generation_prompt %}assistant: "
+    "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}{{ thinking_budget }}{{ reasoning_effort }}"
+    "{% endif %}"
+)
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS: Any = [{"name": "weather", "description": "Looks outside.", "input_schema": SCHEMA}]
+QUESTION: Any = [{"role": "user", "content": "Rain?"}]
+
+
+@pytest.fixture(scope="session")
+def agent_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("agent") / "fake", template=TEMPLATE)
+
+
+async def message_of(client: anthropic.AsyncAnthropic, stream: bool, **fields: Any) -> Any:
+    """The answer, whole or put together from a stream by the client."""
+    asked: dict[str, Any] = {"model": "fake", "max_tokens": 200, "messages": QUESTION, **fields}
+    if not stream:
+        return await client.messages.create(**asked)
+    async with client.messages.stream(**asked) as events:
+        return await events.get_final_message()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_is_called_and_its_result_read(agent_folder: Path, stream: bool) -> None:
+    async def scenario() -> None:
+        script = saying(agent_folder, f"<think>Look outside.</think>Let me see.{CALL}", "It rains.")
+        async with (
+            serving(agent_folder, script=script, max_model_len=2000) as gateway,
+            client_of(gateway) as client,
+        ):
+            first = await message_of(client, stream, tools=TOOLS)
+            thinking, text, call = first.content
+            assert (thinking.type, thinking.thinking, thinking.signature) == ("thinking", "Look outside.", "")
+            assert (text.type, text.text) == ("text", "Let me see.")
+            assert (call.type, call.name, call.input) == ("tool_use", "weather", {"city": "Oslo"})
+            assert first.stop_reason == "tool_use"
+            assert 0 < first.usage.output_tokens_details.thinking_tokens < first.usage.output_tokens
+            result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain"}
+            history = [
+                *QUESTION,
+                {"role": "assistant", "content": first.content},
+                {"role": "user", "content": [result]},
+            ]
+            last = await message_of(client, stream, tools=TOOLS, messages=history)
+            assert (last.content[0].text, last.stop_reason) == ("It rains.", "end_turn")
+            prompts = [asked_of(gateway, submit) for submit in gateway.worker.submitted]
+            assert prompts[0].startswith('weather {"type": "object"')
+            assert prompts[1].split("; ")[1:] == [
+                "user: Rain?",
+                'assistant: <think>Look outside.</think>Let me see.<tool_call>{"name": "weather", '
+                '"arguments": {"city": "Oslo"}}</tool_call>',
+                "tool: rain",
+                "assistant: ",
+            ]
+
+    run(scenario())
+
+
+def test_the_clients_own_tool_loop(agent_folder: Path) -> None:
+    @anthropic.beta_tool
+    def weather(city: str) -> str:
+        """Looks outside.
+
+        Args:
+            city: where to look
+        """
+        return f"rain in {city}"
+
+    script = saying(agent_folder, CALL, "Take an umbrella.")
+    with (
+        serving_in_thread(agent_folder, script=script, max_model_len=2000) as gateway,
+        anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0) as client,
+    ):
+        runner = client.beta.messages.tool_runner(
+            model="fake", max_tokens=200, messages=[{"role": "user", "content": "Rain?"}], tools=[weather]
+        )
+        found = runner.until_done()
+        assert found.content[0].type == "text" and found.content[0].text == "Take an umbrella."
+        assert "tool: rain in Oslo; " in asked_of(gateway, gateway.worker.submitted[1])
+
+
+@pytest.mark.parametrize(
+    ("choice", "constrained"),
+    [(None, False), ({"type": "any"}, True), ({"type": "tool", "name": "weather"}, True), ({"type": "none"}, False)],
+)
+def test_a_choice_reaches_the_worker_as_a_grammar(agent_folder: Path, choice: Any, constrained: bool) -> None:
+    async def scenario() -> None:
+        script = saying(agent_folder, CALL)
+        async with (
+            serving(agent_folder, script=script, max_model_len=2000) as gateway,
+            client_of(gateway) as client,
+        ):
+            found = await message_of(client, False, tools=TOOLS, **({"tool_choice": choice} if choice else {}))
+            assert bool(gateway.worker.submitted[0].sampling.grammar) is constrained
+            called = choice is None or choice["type"] != "none"
+            assert found.content[0].type == ("tool_use" if called else "text")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thinking_is_asked_for_and_omitted(agent_folder: Path, stream: bool) -> None:
+    async def scenario() -> None:
+        script = saying(agent_folder, *["<think>Hm.</think>Yes."] * 3)
+        async with (
+            serving(agent_folder, script=script, max_model_len=2000) as gateway,
+            client_of(gateway) as client,
+        ):
+            wanted = {"type": "enabled", "budget_tokens": 50}
+            found = await message_of(client, stream, thinking=wanted, output_config={"effort": "low"})
+            assert [block.type for block in found.content] == ["thinking", "text"]
+            found = await message_of(client, stream, thinking={"type": "adaptive", "display": "omitted"})
+            assert (found.content[0].thinking, found.content[1].text) == ("", "Yes.")
+            await message_of(client, stream, thinking={"type": "disabled"})
+            told = [asked_of(gateway, submit).rpartition(": ")[2] for submit in gateway.worker.submitted]
+            assert told == ["True50low", "True", "False"]
+
+    run(scenario())
+
+
+def test_an_answer_in_the_shape_of_a_schema(agent_folder: Path) -> None:
+    class Place(pydantic.BaseModel):
+        city: str
+
+    script = saying(agent_folder, '{"city": "Oslo"}')
+    with (
+        serving_in_thread(agent_folder, script=script, max_model_len=2000) as gateway,
+        anthropic.Anthropic(base_url=gateway.url, api_key="none", max_retries=0) as client,
+    ):
+        found = client.messages.parse(model="fake", max_tokens=99, messages=QUESTION, output_format=Place)
+        assert found.parsed_output == Place(city="Oslo")
+        assert gateway.worker.submitted[0].sampling.grammar
+        impossible: Any = {"type": "json_schema", "schema": {"type": "colour"}}
+        with pytest.raises(anthropic.BadRequestError, match=r"'output_config\.format\.schema'"):
+            client.messages.create(
+                model="fake",
+                max_tokens=99,
+                messages=QUESTION,
+                output_config={"format": impossible},
+            )

@@ -83,5 +83,11 @@ def test_errors(status: int, kind: str) -> None:
     }
 
 
+def test_the_client_is_told_that_threads_are_not_kept() -> None:
+    found = json.loads(encode(ErrorBody.of(400, "no", "req-1", "thread")))
+    assert found["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert "details" not in json.loads(encode(ErrorBody.of(400, "no", "req-1", "speed")))["error"]
+
+
 def test_a_count() -> None:
     assert MessageTokensCount.model_validate_json(encode(TokenCount(5))).input_tokens == 5
