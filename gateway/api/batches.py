@@ -19,7 +19,7 @@ async def create_batch(context: Context, exchange: Exchange) -> None:
 
 
 async def list_batches(context: Context, exchange: Exchange) -> None:
-    """``GET /v1/batches``: the batches, the newest first, a page at a time."""
+    """``GET /v1/batches``: the batches, the newest first unless ``order`` is asc, a page at a time."""
     query = ListQuery(exchange.query, default=20, most=MAX_LISTED)
     found = await context.batches_or_503().list(query)
     await exchange.reply(200, _encode(page(found, query.limit)))

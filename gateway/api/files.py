@@ -31,7 +31,7 @@ async def upload_file(context: Context, exchange: Exchange) -> None:
 
 
 async def list_files(context: Context, exchange: Exchange) -> None:
-    """``GET /v1/files``: the files, the newest first, or those of one purpose; a page at a time."""
+    """``GET /v1/files``: the files, or those of one purpose, the newest first unless ``order`` is asc."""
     query = ListQuery(exchange.query, default=MAX_LISTED, most=MAX_LISTED)
     store = await context.batches_or_503().files()
     await exchange.reply(200, _encode(page(store.list(query), query.limit)))

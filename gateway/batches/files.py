@@ -51,9 +51,7 @@ class FileStore:
         """What ``query`` asks for, and one more where there is more."""
         found = []
         for id in sorted(self._files, reverse=query.newest_first):
-            if query.after is not None and (id >= query.after if query.newest_first else id <= query.after):
-                continue
-            file = self.get(id)
+            file = self.get(id) if query.reaches(id) else None
             if file is not None and query.purpose in (None, file.purpose):
                 found.append(file)
                 if len(found) > query.limit:

@@ -169,12 +169,22 @@ class BatchRun:
     async def _go_on(self) -> None:
         if self._record.batch.status == "validating":
             await self._unless_over(self._validate())
-        if self._record.batch.in_progress_at is not None:
+        if self._record.batch.in_progress_at is None:
+            if self._record.batch.status not in ENDED:
+                await self._finish()
+            return
+        active = await self._unless_over(self._wait_for_turn())
+        try:
             await self._durably(self._recover)
-            if self._record.batch.status == "in_progress":
+            if active and self._record.batch.status == "in_progress":
                 await self._unless_over(self._ask_all())
-        if self._record.batch.status not in ENDED:
             await self._finish()
+        finally:
+            if active:
+                self._shared.active.release()
+
+    async def _wait_for_turn(self) -> None:
+        await self._shared.active.acquire()
 
     async def _validate(self) -> None:
         batch = self._record.batch
@@ -206,12 +216,11 @@ class BatchRun:
         self._results = results
 
     async def _ask_all(self) -> None:
-        async with self._shared.active:
-            try:
-                self._work = Work(self._shared, self._record.batch, self._own / _INPUT, self._opened, self._durably)
-                await self._work.run()
-            finally:
-                self._work = None
+        try:
+            self._work = Work(self._shared, self._record.batch, self._own / _INPUT, self._opened, self._durably)
+            await self._work.run()
+        finally:
+            self._work = None
 
     async def _finish(self) -> None:
         """Bring the batch to its end: all lines have their result, or the others get it said why not."""
@@ -286,8 +295,8 @@ class BatchRun:
                 await self._durably(lambda: self._shared.threads.run(write_whole, path, data))
                 self._record = changed
 
-    async def _unless_over(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do ``work``, and leave it where the batch is cancelled or its time is over."""
+    async def _unless_over(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do ``work``, and leave it, returning False, where the batch is cancelled or its time is over."""
         doing = asyncio.create_task(work)
         cancelled = asyncio.create_task(self._cancelled.wait())
         left = self._record.batch.expires_at - self._shared.clock()
@@ -295,6 +304,8 @@ class BatchRun:
             await asyncio.wait({doing, cancelled}, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
             if doing.done():
                 doing.result()
+                return True
+            return False
         finally:
             cancelled.cancel()
             doing.cancel()

@@ -145,9 +145,9 @@ class Batches:
         return None if found is None else found.batch
 
     async def list(self, query: ListQuery) -> list[Batch]:
-        """What ``query`` asks for, the newest first, and one more where there is more."""
+        """What ``query`` asks for, and one more where there is more."""
         runs = (await self._open()).runs
-        ids = [id for id in sorted(runs, reverse=True) if query.after is None or id < query.after]
+        ids = [id for id in sorted(runs, reverse=query.newest_first) if query.reaches(id)]
         return [runs[id].batch for id in ids[: query.limit + 1]]
 
     async def cancel(self, id: str) -> Batch | None:

@@ -112,6 +112,10 @@ class ListQuery:
         self.after = said.get("after") or None
         self.purpose = said.get("purpose") or None
 
+    def reaches(self, id: str) -> bool:
+        """Whether ``id`` comes after the one that the list is to begin behind."""
+        return self.after is None or (id < self.after if self.newest_first else id > self.after)
+
 
 def page(found: list[T], limit: int) -> Page[T]:
     """The page of ``found``, which is one longer than ``limit`` where there is more."""

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.server import add_arguments, listen, run
+from gateway.server import add_arguments, data_folder, listen, run
+from gateway.settings import Settings
 from tests.gateway.fake_worker import write_model_folder
 from tests.gateway.harness import Answer, chat, read_answer, request_bytes, serving
 from tests.gateway.harness import run as run_scenario
@@ -301,6 +302,24 @@ def test_listening() -> None:
             listen("127.0.0.1", one.getsockname()[1])
     with pytest.raises(OSError, match=r"--host no\.such\.host\.invalid is no address"):
         listen("no.such.host.invalid", 0)
+
+
+def test_where_files_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert data_folder(Settings()) == Path("/home/me/.local/state/penstock")
+    monkeypatch.setenv("XDG_STATE_HOME", "not/absolute")
+    assert data_folder(Settings()) == Path("/home/me/.local/state/penstock")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert data_folder(Settings()) == Path("/state/penstock")
+    assert data_folder(Settings(data_dir="here")) == Path("here")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert data_folder(Settings()) is None
 
 
 def test_small_writes_are_not_held_back(model_folder: Path) -> None:

@@ -82,6 +82,25 @@ def test_completions_too(model_folder: Path, tmp_path: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("url", "body", "object"),
+    [
+        ("/v1/embeddings", {"input": ["one", "two"]}, "list"),
+    ],
+)
+def test_other_endpoints(model_folder: Path, tmp_path: Path, url: str, body: dict[str, Any], object: str) -> None:
+    async def scenario() -> None:
+        async with with_files(model_folder, tmp_path) as gateway, gateway.openai() as client:
+            data = jsonl([line(str(n), url=url, body={"model": "fake", **body}) for n in range(4)])
+            batch = await ended(client, await made(client, data, url))
+            output = await lines(client, batch.output_file_id)
+            assert len(output) == 4
+            assert all(one["response"]["body"]["object"] == object for one in output.values())
+            assert all(submit.background for submit in gateway.worker.submitted)
+
+    run(scenario())
+
+
 def test_the_client_that_blocks(model_folder: Path, tmp_path: Path) -> None:
     def blocking(url: str) -> str:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -105,6 +124,7 @@ def test_a_list_of_batches(model_folder: Path, tmp_path: Path) -> None:
             ids = [(await made(client, chats(1))).id for _ in range(5)]
             assert [one.id async for one in client.batches.list()] == ids[::-1]
             assert [one.id async for one in client.batches.list(limit=2)] == ids[::-1]
+            assert [one["id"] for one in (await gateway.get("/v1/batches?order=asc&limit=3")).json["data"]] == ids[:3]
             page = await client.batches.list(limit=2, after=ids[4])
             assert ([one.id for one in page.data], page.has_more) == ([ids[3], ids[2]], True)
             for query in ("limit=0", "limit=101"):

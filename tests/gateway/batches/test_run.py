@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.batches import results, work
+from gateway.batches import results, shared, work
 from gateway.batches import run as run_module
 from gateway.batches.files import write_all
 from gateway.batches.service import Batches
@@ -145,6 +145,31 @@ def test_overload_is_waited_out_and_other_errors_are_not(tmp_path: Path) -> None
             batch = await until(batches, (await submit(batches, numbered(4))).id, "completed")
             assert batch.request_counts == RequestCounts(total=4, completed=3, failed=1)
             assert app.asked == {"0": 1, "1": 3, "2": 3, "3": 3}
+
+    run(scenario())
+
+
+def test_batches_beyond_those_that_may_be_active_wait_and_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_ACTIVE", 1)
+
+    async def scenario() -> None:
+        app = StubApp()
+        app.open.clear()
+        async with opened(tmp_path, app) as batches:
+            one, two, three = [await submit(batches, jsonl([line(id)])) for id in "abc"]
+            for made in (one, two, three):
+                await until(batches, made.id, "in_progress")
+            while not app.under_way:
+                await asyncio.sleep(0.001)
+            await batches.cancel(two.id)
+            assert (await until(batches, two.id, "cancelled")).request_counts.failed == 1
+            assert app.asked.total() == 1
+            app.open.set()
+            for made in (one, three):
+                await until(batches, made.id, "completed")
+        assert app.asked == {"a": 1, "c": 1}
 
     run(scenario())
 
