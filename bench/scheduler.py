@@ -1,8 +1,9 @@
 """How long does the scheduler think about a step? ``python -m bench.scheduler`` prints microseconds for each part.
 
 A step is `schedule` and `commit` together, as the worker's loop and the simulator pay for them; nothing is computed.
-Requests never finish in the decode rows, so a row shows the cost of a steady state; then whole queues are worked off,
-where every step admits and finishes requests. Times are CPU time: other processes matter little.
+Requests never finish in the decode rows, so a row shows the cost of a steady state, perhaps beside a batch of
+background requests; then whole queues are worked off, where every step admits and finishes requests. Times are CPU
+time: other processes matter little.
 """
 
 import argparse
@@ -19,15 +20,11 @@ H200 = Coefficients(step=4.2e-3, token=2.91e-5, context=3.3e-8, pair=1.6e-9, req
 NOBODY_STOPS = frozenset({-1})
 
 
-def build(running: int, waiting: int, tenants: int, *, length: int = 1024) -> tuple[Scheduler[Request], float]:
-    """A scheduler in which ``running`` requests decode and ``waiting`` ones find no room to run."""
-    config = SchedulerConfig(max_running=max(running, 1))
-    scheduler: Scheduler[Request] = Scheduler(config, BlockPool((running + 1) * 256, 16), StepTime(H200))
-    now = 0.0
-    for uid in range(running + waiting):
-        if uid == running:
-            while scheduler.load(now).waiting_tokens:
-                now = step(scheduler, now)[0]
+def arrive(
+    scheduler: Scheduler[Request], uids: range, tenants: int, now: float, *, length: int, background: bool = False
+) -> None:
+    """Add requests with prompts of ``length`` tokens that draw 2,048 tokens each."""
+    for uid in uids:
         request = Request(
             uid=uid,
             tokens=[(uid * 7919 + i) % 32000 for i in range(length)],
@@ -38,10 +35,28 @@ def build(running: int, waiting: int, tenants: int, *, length: int = 1024) -> tu
             arrival=now,
             tenant=f"tenant {uid % tenants}",
             stop_ids=NOBODY_STOPS,
+            background=background,
         )
         scheduler.add(request, now)
-    while scheduler.load(now).running < running:
+
+
+def build(
+    running: int, waiting: int, tenants: int, batch: int = 0, *, length: int = 1024
+) -> tuple[Scheduler[Request], float]:
+    """A scheduler in which ``running`` requests decode and ``waiting`` ones find no room to run.
+
+    A batch of so many background requests came before them: some hold KV, the others wait.
+    """
+    config = SchedulerConfig(max_running=max(running, 1))
+    scheduler: Scheduler[Request] = Scheduler(config, BlockPool((running + 1 + batch) * 256, 16), StepTime(H200))
+    now = 0.0
+    arrive(scheduler, range(10**6, 10**6 + batch), tenants, now, length=length, background=True)
+    for _ in range(200 if batch else 0):
         now = step(scheduler, now)[0]
+    arrive(scheduler, range(running), tenants, now, length=length)
+    while scheduler.load(now).waiting_tokens:
+        now = step(scheduler, now)[0]
+    arrive(scheduler, range(running, running + waiting), tenants, now, length=length)
     return scheduler, now
 
 
@@ -57,9 +72,9 @@ def step(scheduler: Scheduler[Request], now: float) -> tuple[float, float, float
     return now, planned - begin, time.process_time() - prepared, plan
 
 
-def decode_row(running: int, waiting: int, tenants: int, steps: int) -> tuple[float, float]:
+def decode_row(running: int, waiting: int, tenants: int, batch: int = 0, *, steps: int) -> tuple[float, float]:
     """Median microseconds of `schedule` and `commit`."""
-    scheduler, now = build(running, waiting, tenants)
+    scheduler, now = build(running, waiting, tenants, batch)
     schedules, commits = [], []
     for _ in range(steps):
         now, schedule, commit, _ = step(scheduler, now)
@@ -113,12 +128,15 @@ def main(write: Callable[[str], None] = print) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500, help="steps measured a row (default: 500)")
     steps = parser.parse_args().steps
-    write("| running | waiting | tenants | schedule us | commit us | step us |")
-    write("| --- | --- | --- | --- | --- | --- |")
-    rows = ((1, 0, 1), (64, 0, 1), (256, 0, 1), (64, 2000, 1), (64, 2000, 500), (256, 2000, 10))
-    for running, waiting, tenants in rows:
-        schedule, commit = decode_row(running, waiting, tenants, steps)
-        write(f"| {running} | {waiting} | {tenants} | {schedule:.0f} | {commit:.0f} | {schedule + commit:.0f} |")
+    write("| running | waiting | tenants | batch | schedule us | commit us | step us |")
+    write("| --- | --- | --- | --- | --- | --- | --- |")
+    rows = (
+        (1, 0, 1, 0), (64, 0, 1, 0), (256, 0, 1, 0), (64, 2000, 1, 0), (64, 2000, 500, 0), (256, 2000, 10, 0),
+        (64, 0, 1, 500), (256, 0, 1, 500),
+    )  # fmt: skip
+    for row in rows:
+        schedule, commit = decode_row(*row, steps=steps)
+        write("| " + " | ".join(map(str, row)) + f" | {schedule:.0f} | {commit:.0f} | {schedule + commit:.0f} |")
     for requests, tenants in ((2000, 1), (2000, 500)):
         mean, longest, count = drain_row(requests, tenants)
         figures = f"{mean:.0f} us a step (longest {longest:.0f}), {count} steps"

@@ -2,8 +2,9 @@
 
 There are no phases of prefill and decode: a request has tokens whose KV is computed and tokens that are known, and a
 step computes a slice of the difference for some requests. Those that lack one token (decodes) are in every step; the
-rest of the step's budget goes to the others, in the order of `Line`. `schedule` reads as that algorithm; each policy
-is a part of its own: `Budget` (how much), `Line` (who), `Forecast` (who may come in), `BlockPool` (where).
+rest of the step's budget goes to the others, in the order of `Line`. Background work gets what is left of the time,
+which `Tithe` knows. `schedule` reads as that algorithm; each policy is a part of its own: `Budget` and `Allowance`
+(how much), `Line` (who), `Forecast` (who may come in), `BlockPool` (where).
 
 Step N+1 can be planned while step N runs: a decode's slice depends on its predecessor's position only, never on the
 token drawn, so `computed` would move on when a slice is planned instead of when it is committed, with a placeholder
@@ -11,44 +12,25 @@ for the token in flight, which the runner fills on the device. `commit` already 
 have ended since they were planned, and that is all that a slice planned past a request's end needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Generic, NamedTuple
+from typing import Generic
 
-from scheduler.admission import Forecast, OutputLengths
+from scheduler.admission import Forecast
+from scheduler.background import Allowance, Tithe
 from scheduler.blocks import BlockPool, IntegrityError, chain_hashes, root_hash
 from scheduler.budget import Budget
 from scheduler.config import SchedulerConfig
-from scheduler.fairness import Line
+from scheduler.lane import Lane, pairs
+from scheduler.load import LoadReport, backlog
 from scheduler.request import DECODE, ENDED, PREFILL, WAITING, Plan, R, Request, Slice
 from scheduler.steptime import StepTime, Work
 
 __all__ = ["LoadReport", "Plan", "Request", "Scheduler", "SchedulerConfig", "Slice"]
 
 _due = attrgetter("due")
-_computed = attrgetter("computed")
-
-
-class LoadReport(NamedTuple):
-    """How busy the worker is. ``kv_*`` in tokens, ``backlog`` in seconds, ``prefill_rate`` in tokens/s.
-
-    ``waiting_tokens`` is prefill still to be computed, ``backlog`` the predicted seconds until it has been; the
-    ``*_total`` fields count from the start.
-    """
-
-    waiting: int
-    running: int
-    waiting_tokens: int
-    kv_used: int
-    kv_total: int
-    backlog: float
-    prefill_rate: float
-    steps_total: int
-    prompt_tokens_total: int
-    cached_tokens_total: int
-    output_tokens_total: int
-    preemptions_total: int
+_NOTHING = Work(0, 0, 0, 0)
 
 
 class Scheduler(Generic[R]):
@@ -59,20 +41,13 @@ class Scheduler(Generic[R]):
         self.config = config
         self.pool = pool
         self.steptime = steptime
-        self._line: Line[R] = Line(config, pool)
-        self._lengths = OutputLengths()
         self._live: dict[int, R] = {}
-        self._prefilling: dict[int, R] = {}
-        self._decoding: dict[int, R] = {}
-        # Decodes whose blocks are full, since the last step.
-        self._needy: list[R] = []
-        # No request was admitted when last tried, and none has let go of anything since; and the priority tried.
-        self._shut = False
-        self._shut_priority = 0
+        self._front: Lane[R] = Lane(config, pool)
+        self._back: Lane[R] = Lane(config, pool, background=True)
+        # By `Request.background`.
+        self._lanes = (self._front, self._back if config.background else self._front)
+        self._tithe = Tithe(config, steptime)
         self._admissions = 0
-        # Prefill that everybody together still has to compute: tokens, and (query, key) pairs.
-        self._owed_tokens = 0
-        self._owed_pairs = 0
         self._steps = self._prompt_tokens = self._cached_tokens = self._output_tokens = self._preemptions = 0
 
     @property
@@ -99,10 +74,11 @@ class Scheduler(Generic[R]):
         if self.config.prefix_cache and not request.hashes:
             request.hashes = chain_hashes(request.tokens, size, root_hash(request.adapter, request.salt))
         self._live[request.uid] = request
-        self._owe(request, len(request.tokens) - min(self.pool.probe(request.sought) * size, request.prompt_len - 1))
-        self._line.add(request)
-        if request.priority > self._shut_priority:
-            self._shut = False
+        lane = self._lanes[request.background]
+        lane.owe(request, len(request.tokens) - min(self.pool.probe(request.sought) * size, request.prompt_len - 1))
+        lane.line.add(request)
+        if request.priority > lane.shut_priority:
+            lane.shut = False
 
     def abort(self, uid: int) -> bool:
         """Forget a request, wherever it is, and free its blocks. False if there is none of that ``uid``.
@@ -118,29 +94,21 @@ class Scheduler(Generic[R]):
     def schedule(self, now: float) -> Plan[R]:
         """Plan the next step; its slices are empty when there is nothing to do.
 
-        Decodes come first in the plan, then prefill, in the order in which it was granted.
+        Decodes come first in the plan, then prefill, in the order in which it was granted; then the same of background
+        work.
         """
-        preempted: list[R] = []
-        self._grow(preempted)
-        decodes = self._decode_work()
-        tightest = min(map(_due, self._decoding.values()), default=now)
-        budget = Budget(self.config, self.steptime, decodes, tightest, now)
-        prefills = self._prefill(budget, now, preempted) if self._line.waiting or self._line.partials else []
-        new = tuple.__new__
-        # 0.12 us a slice instead of 0.3 through the constructor (2-core EPYC).
-        slices: list[Slice[R]] = [
-            new(Slice, (request, request.computed, 1, True)) for request in self._decoding.values()
-        ]
-        if preempted:
-            decodes = self._decode_work()
-        tokens, context, pairs, requests = decodes
-        for _, start, count, _ in prefills:
-            tokens += count
-            context += start + count
-            pairs += _pairs(start, count)
-        slices += prefills
-        work = Work(tokens, context, pairs, requests + len(prefills))
-        return Plan(slices, self.steptime.predict(work), preempted, work)
+        front, back = self._front, self._back
+        front.preempted, back.preempted = [], []
+        slices: list[Slice[R]] = []
+        work = _NOTHING
+        if front.busy:
+            slices, work = self._plan_front(now)
+        if back.busy:
+            seconds = self._tithe.allow(work)
+            if seconds:
+                more, work = self._plan_back(now, seconds, work)
+                slices += more
+        return Plan(slices, self.steptime.predict(work), front.preempted + back.preempted, work)
 
     def commit(self, plan: Plan[R], sampled: Sequence[int], now: float, seconds: float) -> None:
         """Take in what a step brought: tokens are appended, full blocks published, finished requests' blocks freed.
@@ -158,7 +126,8 @@ class Scheduler(Generic[R]):
         if len(sampled) != expected:
             raise ValueError(f"{len(sampled)} tokens were sampled, the plan has {expected} slices that sample")
         size = self.pool.block_size
-        charging = self._line.contended and self.config.fairness
+        lanes = self._lanes
+        charging = [self.config.fairness and lane.line.contended for lane in lanes]
         drawn = iter(sampled)
         for request, start, count, samples in plan.slices:
             token = next(drawn) if samples else 0
@@ -167,7 +136,7 @@ class Scheduler(Generic[R]):
                 continue
             computed = request.computed = start + count
             if state == PREFILL:
-                self._owe(request, request.owed - count)
+                lanes[request.background].owe(request, request.owed - count)
             if count > 1 or not computed % size:
                 self._filled(request)
             if not samples:
@@ -178,8 +147,8 @@ class Scheduler(Generic[R]):
             tokens.append(token)
             request.due += request.tpot
             self._output_tokens += 1
-            if charging:
-                self._line.charge_output(request)
+            if charging[request.background]:
+                lanes[request.background].line.charge_output(request)
             if token in request.stop_ids and len(tokens) - request.prompt_len >= request.min_tokens:
                 request.finish = "stop"
                 self._end(request)
@@ -193,21 +162,14 @@ class Scheduler(Generic[R]):
     def load(self, now: float) -> LoadReport:
         """How busy the worker is. ``now`` is the caller's clock, as everywhere."""
         size = self.pool.block_size
-        decode_seconds = self.steptime.predict(self._decode_work()) if self._decoding else 0.0
-        backlog = 0.0
-        if self._owed_tokens:
-            waiting = self._line.waiting + len(self._prefilling)
-            work = Work(self._owed_tokens, self._owed_tokens, self._owed_pairs, waiting)
-            # Decodes take their share of every step until then.
-            share = min(decode_seconds / max(self.config.tpot, 1.25 * decode_seconds), 0.8)
-            backlog = self.steptime.predict(work) / (1 - share)
+        front, back = self._front, self._back
         return LoadReport(
-            waiting=self._line.waiting,
-            running=len(self._prefilling) + len(self._decoding),
-            waiting_tokens=self._owed_tokens,
+            waiting=front.line.waiting + back.line.waiting,
+            running=front.running + back.running,
+            waiting_tokens=front.owed_tokens,
             kv_used=self.pool.used * size,
             kv_total=self.pool.num_blocks * size,
-            backlog=backlog,
+            backlog=backlog(front, self.steptime, self.config.tpot),
             prefill_rate=self.steptime.prefill_rate,
             steps_total=self._steps,
             prompt_tokens_total=self._prompt_tokens,
@@ -222,12 +184,14 @@ class Scheduler(Generic[R]):
         Raises:
             IntegrityError: saying what is wrong.
         """
-        running = [*self._prefilling.values(), *self._decoding.values()]
-        self.pool.check_integrity([request.blocks for request in running])
-        if len(running) + self._line.waiting != len(self._live):
-            raise IntegrityError(f"{len(running)} run, {self._line.waiting} wait, and {len(self._live)} are live")
-        if len(running) > self.config.max_running:
-            raise IntegrityError(f"{len(running)} run, at most {self.config.max_running} may")
+        front, back = self._front, self._back
+        tables = [[request.blocks for request in lane.runners()] for lane in (front, back)]
+        self.pool.check_integrity(*tables)
+        running, waiting = front.running + back.running, front.line.waiting + back.line.waiting
+        if running + waiting != len(self._live):
+            raise IntegrityError(f"{running} run, {waiting} wait, and {len(self._live)} are live")
+        front.check_integrity(self.config.max_running)
+        back.check_integrity(self.config.max_running)
         owed = 0
         for request in self._live.values():
             owed += request.owed
@@ -235,46 +199,66 @@ class Scheduler(Generic[R]):
                 raise IntegrityError(f"{request} waits and holds {len(request.blocks)} blocks")
             if request.computed > len(request.blocks) * self.pool.block_size:
                 raise IntegrityError(f"{request} has only {len(request.blocks)} blocks")
-            if request.state == DECODE and request.computed != len(request.tokens) - 1:
-                raise IntegrityError(f"{request} decodes, and lacks more than one token")
-        if owed != self._owed_tokens:
-            raise IntegrityError(f"requests owe {owed} tokens of prefill, {self._owed_tokens} are counted")
+        if owed != front.owed_tokens + back.owed_tokens:
+            counted = front.owed_tokens + back.owed_tokens
+            raise IntegrityError(f"requests owe {owed} tokens of prefill, {counted} are counted")
 
-    def _decode_work(self) -> Work:
-        count = len(self._decoding)
-        context = sum(map(_computed, self._decoding.values())) + count
-        return Work(count, context, context, count)
+    def _plan_front(self, now: float) -> tuple[list[Slice[R]], Work]:
+        """The foreground's slices of this step: all decodes, and the prefill that their deadlines leave time for."""
+        front = self._front
+        self._grow(front)
+        decodes = front.decode_work()
+        tightest = min(map(_due, front.decoding.values()), default=now)
+        budget = Budget(self.config, self.steptime, decodes, tightest, now)
+        prefills = self._prefill(front, budget, now) if front.line.waiting or front.line.partials else []
+        slices: list[Slice[R]] = _decode_slices(front.decoding.values())
+        if front.preempted:
+            decodes = front.decode_work()
+        return slices + prefills, _with_slices(decodes, prefills)
 
-    def _grow(self, preempted: list[R]) -> None:
+    def _plan_back(self, now: float, seconds: float, foreground: Work) -> tuple[list[Slice[R]], Work]:
+        """Slices of background work that lengthen the step by about ``seconds``, and what it does with them."""
+        back = self._back
+        self._grow(back)
+        allowance = Allowance(self.config, self.steptime, foreground, seconds)
+        chosen = allowance.take_turns(back.decoding)
+        prefills = self._prefill(back, allowance, now) if back.line.waiting or back.line.partials else []
+        # An urgent one may have been admitted at the expense of a decode.
+        slices = _decode_slices([request for request in chosen if request.state == DECODE]) + prefills
+        if foreground.requests:
+            self._tithe.spend(allowance.seconds)
+        return slices, _with_slices(foreground, slices)
+
+    def _grow(self, lane: Lane[R]) -> None:
         """Give a block to each decode whose blocks are full, at others' expense if there is no other way."""
-        if not self._needy:
+        if not lane.needy:
             return
-        needy, self._needy = self._needy, []
+        needy, lane.needy = lane.needy, []
         pool = self.pool
         for request in needy:
             while request.state == DECODE and not pool.free:
-                victim = self._victim()
+                victim = self._back.victim() or lane.victim()
                 if victim is None:
                     raise IntegrityError(f"no block is free and nobody holds any, with {request} in need of one")
-                self._preempt(victim, preempted)
+                self._preempt(victim)
             if request.state == DECODE:
-                request.blocks += pool.allocate(1)
+                request.blocks += pool.allocate(1, lane.background)
 
-    def _prefill(self, budget: Budget, now: float, preempted: list[R]) -> list[Slice[R]]:
+    def _prefill(self, lane: Lane[R], budget: Budget | Allowance, now: float) -> list[Slice[R]]:
         """Fill the budget with slices of prefill, of requests that run already or can be admitted."""
-        line = self._line
+        line = lane.line
         # Whoever has just lost its KV must not get it back at once.
-        line.is_open = line.waiting > 0 and not self._shut and not preempted
+        line.is_open = line.waiting > 0 and not lane.shut and not lane.preempted
         forecast: Forecast | None = None
         slices: list[Slice[R]] = []
-        for request in line.order(now, self._prefilling.values(), 1 / self.steptime.prefill_rate):
+        for request in line.order(now, lane.prefilling.values(), 1 / self.steptime.prefill_rate):
             if request.state == WAITING:
                 if forecast is None and self.config.lookahead:
-                    forecast = self._forecast()
-                if not self._admit(request, forecast, preempted):
+                    forecast = self._forecast(lane)
+                if not self._admit(lane, request, forecast):
                     line.is_open = False
                     continue
-                if preempted:
+                if lane.preempted:
                     forecast = None
             start = request.computed
             count = budget.grant(request)
@@ -289,74 +273,87 @@ class Scheduler(Generic[R]):
                 break
         return slices
 
-    def _forecast(self) -> Forecast:
-        running = chain(self._prefilling.values(), self._decoding.values())
-        return Forecast(running, self._lengths, self.config.quantile, self.pool.block_size)
+    def _forecast(self, lane: Lane[R]) -> Forecast:
+        """What will become of the pool, as ``lane`` sees it: the foreground reckons as if it were alone."""
+        running = lane.runners() if lane is self._front else chain(self._front.runners(), lane.runners())
+        return Forecast(running, lane.lengths, self.config.quantile, self.pool.block_size)
 
-    def _admit(self, request: R, forecast: Forecast | None, preempted: list[R]) -> bool:
+    def _admit(self, lane: Lane[R], request: R, forecast: Forecast | None) -> bool:
         """Give a waiting request its blocks, if there is room; less urgent ones make room for it."""
-        if request in preempted:
+        if request in lane.preempted:
             return False
         pool, size = self.pool, self.pool.block_size
         length = len(request.tokens)
         # Of a prompt that is cached in full, the last token is still computed: its logits are wanted.
         found = pool.match(request.sought, (length - 1) // size)
-        held = pool.acquire(request.hashes[:found])
+        held = pool.acquire(request.hashes[:found], lane.background)
         need = -(-length // size) - found
-        while not self._has_room(request, need, forecast):
-            victim = self._victim(below=request.priority)
+        while not self._has_room(lane, request, need, forecast):
+            victim = lane.victim(below=request.priority)
             if victim is None:
-                pool.release(held)
-                self._shut = True
-                self._shut_priority = request.priority
+                pool.release(held, lane.background)
+                lane.shut = True
+                lane.shut_priority = request.priority
                 return False
-            self._preempt(victim, preempted)
+            self._preempt(victim)
             if forecast is not None:
-                forecast = self._forecast()
-        request.blocks = held + pool.allocate(need)
+                forecast = self._forecast(lane)
+        while need > pool.free:
+            self._recall()
+        request.blocks = held + pool.allocate(need, lane.background)
         request.computed = found * size
         request.published = request.shared = found
         self._admissions += 1
         request.admitted = self._admissions
         request.state = PREFILL
-        self._prefilling[request.uid] = request
-        self._owe(request, length - found * size)
+        lane.prefilling[request.uid] = request
+        lane.owe(request, length - found * size)
         if not request.preemptions:
             request.cached = found * size
             self._prompt_tokens += request.prompt_len
             self._cached_tokens += found * size
-        self._line.admitted(request, found * size)
+        lane.line.admitted(request, found * size)
         return True
 
-    def _has_room(self, request: R, need: int, forecast: Forecast | None) -> bool:
+    def _has_room(self, lane: Lane[R], request: R, need: int, forecast: Forecast | None) -> bool:
         pool = self.pool
-        running = len(self._prefilling) + len(self._decoding)
-        if running >= self.config.max_running or need > pool.free:
+        running, free, used = lane.running, pool.free, pool.used
+        if running >= self.config.max_running:
             return False
-        return not running or forecast is None or forecast.admit(request, need, pool.used + need, pool.num_blocks)
+        if lane.background:
+            running += self._front.running
+        else:
+            free += pool.recallable
+            used -= pool.recallable
+        if need > free:
+            return False
+        return not running or forecast is None or forecast.admit(request, need, used + need, pool.num_blocks)
 
-    def _victim(self, below: int | None = None) -> R | None:
-        """Of the least urgent requests that run (less so than ``below``), the one admitted last."""
-        running = chain(self._prefilling.values(), self._decoding.values())
-        victim = min(running, key=lambda request: (request.priority, -request.admitted), default=None)
-        return None if victim is None or (below is not None and victim.priority >= below) else victim
+    def _recall(self) -> None:
+        """Take the KV of a background request away, for the foreground."""
+        victim = self._back.victim()
+        if victim is None:
+            raise IntegrityError(f"{self.pool.recallable} blocks are on recall, and no background request holds any")
+        self._preempt(victim)
 
-    def _preempt(self, request: R, preempted: list[R]) -> None:
+    def _preempt(self, request: R) -> None:
         """Take a request's KV away. Its tokens stay, and what is published may still be found when it comes back."""
-        self._let_go(request)
+        lane = self._lanes[request.background]
+        self._let_go(lane, request)
         request.computed = 0
         request.preemptions += 1
         request.state = WAITING
         self._preemptions += 1
-        self._owe(request, len(request.tokens))
-        self._line.put_back(request)
-        preempted.append(request)
+        lane.owe(request, len(request.tokens))
+        lane.line.put_back(request)
+        lane.preempted.append(request)
 
     def _begin_decode(self, request: R, now: float) -> None:
         """A request's prefill is done. A first token that comes late moves the deadlines of all that follow."""
+        lane = self._lanes[request.background]
         request.state = DECODE
-        del self._prefilling[request.uid]
-        self._decoding[request.uid] = request
+        del lane.prefilling[request.uid]
+        lane.decoding[request.uid] = request
         if len(request.tokens) == request.prompt_len and now > request.due:
             request.due = now
 
@@ -373,36 +370,42 @@ class Scheduler(Generic[R]):
             self.pool.publish(request.blocks, hashes, published, full, request.tokens, request.adapter)
             request.published = full
         if computed == len(request.blocks) * size:
-            self._needy.append(request)
+            self._lanes[request.background].needy.append(request)
 
     def _end(self, request: R) -> None:
         """A request is over: answered, or aborted (then it has no ``finish``)."""
+        lane = self._lanes[request.background]
         if request.state != WAITING:
-            self._let_go(request)
-        self._owe(request, 0)
-        self._line.remove(request)
-        self._shut = False
+            self._let_go(lane, request)
+        lane.owe(request, 0)
+        lane.line.remove(request)
+        lane.shut = False
         del self._live[request.uid]
         request.state = ENDED
         if request.finish is not None:
-            self._lengths.observe(request.generated)
+            lane.lengths.observe(request.generated)
 
-    def _let_go(self, request: R) -> None:
+    def _let_go(self, lane: Lane[R], request: R) -> None:
         """Free the blocks of a request that runs."""
-        self.pool.release(request.blocks)
+        self.pool.release(request.blocks, lane.background)
         request.blocks = []
-        del (self._prefilling if request.state == PREFILL else self._decoding)[request.uid]
-        self._shut = False
-
-    def _owe(self, request: R, tokens: int) -> None:
-        """Set how much prefill the backlog counts for a request: its last ``tokens``."""
-        length = len(request.tokens)
-        old = request.owed
-        self._owed_tokens += tokens - old
-        self._owed_pairs += _pairs(length - tokens, tokens) - _pairs(length - old, old)
-        request.owed = tokens
+        del (lane.prefilling if request.state == PREFILL else lane.decoding)[request.uid]
+        # Background work gets what anybody lets go of; the foreground had all that background work held.
+        lane.shut = self._back.shut = False
 
 
-def _pairs(start: int, count: int) -> int:
-    """How many tokens the ``count`` tokens after ``start`` attend to, all together."""
-    return count * start + count * (count + 1) // 2
+def _decode_slices(requests: Iterable[R]) -> list[Slice[R]]:
+    new = tuple.__new__
+    # 0.12 us a slice instead of 0.3 through the constructor (2-core EPYC).
+    return [new(Slice, (request, request.computed, 1, True)) for request in requests]
+
+
+def _with_slices(work: Work, slices: Iterable[Slice[R]]) -> Work:
+    """What a step does that does ``work`` and ``slices``."""
+    tokens, context, attended, requests = work
+    for _, start, count, _ in slices:
+        tokens += count
+        context += start + count
+        attended += pairs(start, count)
+        requests += 1
+    return Work(tokens, context, attended, requests)

@@ -7,6 +7,9 @@ hash, all tokens before them, the adapter and the salt. Equal hashes therefore m
 Blocks that nobody holds stay findable until they are needed for something else. They wait in a doubly linked list
 threaded through two plain lists, so that taking a block out of the middle is O(1): empty blocks at the head, then
 cached ones, the least recently used first, so the head is always the block that is missed least.
+
+Background work holds blocks on recall: those that nobody else holds count as `recallable`, and whoever has precedence
+may reckon with them as if they were free.
 """
 
 import sys
@@ -78,12 +81,14 @@ def short_hash(digest: bytes) -> int:
 class BlockPool:
     """``num_blocks`` blocks, numbered from 0. Counts who holds each, finds the cached ones, evicts the stalest.
 
-    Whoever takes a block (`acquire`, `allocate`) holds it until `release`. Blocks with holders are never evicted.
+    Whoever takes a block (`acquire`, `allocate`) holds it until `release`, and says each time whether it is background
+    work. Blocks with holders are never evicted.
     """
 
     __slots__ = (
         "_events",
         "_found",
+        "_guests",
         "_hash",
         "_holders",
         "_next",
@@ -91,6 +96,7 @@ class BlockPool:
         "block_size",
         "free",
         "num_blocks",
+        "recallable",
     )
 
     def __init__(self, num_blocks: int, block_size: int, *, record_events: bool = False) -> None:
@@ -136,24 +142,30 @@ class BlockPool:
                 high = middle
         return low
 
-    def acquire(self, hashes: Sequence[bytes]) -> list[int]:
+    def acquire(self, hashes: Sequence[bytes], background: bool = False) -> list[int]:
         """Hold the cached blocks with these hashes.
 
         Raises:
             KeyError: one of them isn't cached; nothing has been taken then.
         """
         found, holders, following, preceding = self._found, self._holders, self._next, self._prev
+        guests = self._guests
         blocks = [found[digest] for digest in hashes]
         for block in blocks:
-            if holders[block] == 0:
+            held = holders[block]
+            if held == 0:
                 after, before = following[block], preceding[block]
                 following[before] = after
                 preceding[after] = before
                 self.free -= 1
-            holders[block] += 1
+                self.recallable += background
+            elif held == guests[block] and not background:
+                self.recallable -= 1
+            holders[block] = held + 1
+            guests[block] += background
         return blocks
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int, background: bool = False) -> list[int]:
         """Hold ``count`` blocks with no content, evicting the least recently used cached ones as needed.
 
         Raises:
@@ -178,28 +190,37 @@ class BlockPool:
         following[end] = block
         self._prev[block] = end
         self.free -= count
+        if background:
+            self.recallable += count
+            for block in blocks:
+                self._guests[block] = 1
         if evicted and self._events is not None:
             self._events.append(BlockRemoved([short_hash(digest) for digest in evicted]))
         return blocks
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: Sequence[int], background: bool = False) -> None:
         """Let go of a request's blocks, given in the order of its tokens.
 
         The last block of a chain becomes the stalest of them, for it is of use to the fewest. Blocks without
         content go to the head of the free list.
         """
         holders, following, preceding, hashes = self._holders, self._next, self._prev, self._hash
+        guests = self._guests
         end = self.num_blocks
         for block in reversed(blocks):
             left = holders[block] - 1
             holders[block] = left
+            guests[block] -= background
             if left == 0:
+                self.recallable -= background
                 before, after = (end, following[end]) if hashes[block] is None else (preceding[end], end)
                 following[before] = block
                 preceding[block] = before
                 following[block] = after
                 preceding[after] = block
                 self.free += 1
+            elif left == guests[block] and not background:
+                self.recallable += 1
 
     def publish(
         self,
@@ -253,11 +274,14 @@ class BlockPool:
         self._events = []
         return events
 
-    def check_integrity(self, tables: Iterable[Sequence[int]] | None = None) -> None:
+    def check_integrity(
+        self, tables: Iterable[Sequence[int]] | None = None, background: Iterable[Sequence[int]] = ()
+    ) -> None:
         """Look for contradictions, in O(blocks).
 
         Args:
             tables: all block tables in use; if given, each block must have exactly as many holders as appear here.
+            background: those of background work, which ``tables`` don't include.
 
         Raises:
             IntegrityError: saying what is wrong.
@@ -281,7 +305,12 @@ class BlockPool:
         if self._prev[end] != before or len(free) != self.free:
             raise IntegrityError(f"{len(free)} blocks in the free list, {self.free} counted, its end at {before}")
         if tables is not None:
-            self._check_holders(tables)
+            lent = list(background)
+            self._check_counts(self._holders, "holders", [*tables, *lent])
+            self._check_counts(self._guests, "background holders", lent)
+        recallable = sum(held == guests > 0 for held, guests in zip(self._holders, self._guests, strict=True))
+        if recallable != self.recallable:
+            raise IntegrityError(f"background work alone holds {recallable} blocks, {self.recallable} are counted")
         for block in range(end):
             if self._holders[block] < 0 or (self._holders[block] == 0) != (block in free):
                 raise IntegrityError(f"block {block} has {self._holders[block]} holders; free: {block in free}")
@@ -291,14 +320,14 @@ class BlockPool:
         if len(self._found) != sum(digest is not None for digest in self._hash):
             raise IntegrityError("a hash leads to a block that doesn't bear it")
 
-    def _check_holders(self, tables: Iterable[Sequence[int]]) -> None:
+    def _check_counts(self, counts: Sequence[int], what: str, tables: Iterable[Sequence[int]]) -> None:
         held = [0] * self.num_blocks
         for table in tables:
             for block in table:
                 held[block] += 1
-        for block, (counted, seen) in enumerate(zip(self._holders, held, strict=True)):
+        for block, (counted, seen) in enumerate(zip(counts, held, strict=True)):
             if counted != seen:
-                raise IntegrityError(f"block {block} counts {counted} holders and is in {seen} block tables")
+                raise IntegrityError(f"block {block} counts {counted} {what} and is in {seen} block tables")
 
     def _empty_out(self) -> None:
         end = self.num_blocks
@@ -306,6 +335,9 @@ class BlockPool:
         self._next = [*range(1, end + 1), 0]
         self._prev = [end, *range(end)]
         self._holders = [0] * end
+        # How many of the holders are background work, and how many blocks have no others.
+        self._guests = [0] * end
+        self.recallable = 0
         self._hash: list[bytes | None] = [None] * end
         self._found: dict[bytes, int] = {}
         self.free = end

@@ -15,13 +15,17 @@ class SchedulerConfig:
             it; off: in the order of arrival.
         lookahead: admission looks at the pool's expected use; off: at what is free now.
         prefix_cache: full blocks are found again.
+        background: background requests run only in steps that nobody else needs, in blocks that nobody else needs;
+            off: they are requests like any other.
 
     Limits:
-        max_running: requests that hold KV at a time.
+        max_running: requests that hold KV at a time; as many background requests may hold some besides.
         max_batch_tokens: what one step may compute at most.
         token_budget: the step's size where ``time_budget`` is off.
         min_prefill_tokens: what prefill gets in every step, however late the decodes are.
         max_step: how long a step may take where no deadline is nearer; a newcomer waits that long.
+        background_step: how long a step of background work may take, for the same reason; where an empty step takes
+            more than half of that, twice as long as an empty one.
 
     Weights:
         ttft, tpot: the deadlines of requests that come without any, for whoever builds them.
@@ -31,6 +35,8 @@ class SchedulerConfig:
         ageing: seconds of saved prefill that one second of waiting outweighs, times one.
         window: how many waiting requests of a tenant are compared.
         quantile: of the distribution of output lengths, that admission reckons with.
+        background_share: by how much steps of the foreground may be lengthened for background work, as a share of
+            their time, so that a batch ends however busy the worker is. 0: it runs when nothing else does.
     """
 
     time_budget: bool = True
@@ -39,12 +45,14 @@ class SchedulerConfig:
     prefix_order: bool = True
     lookahead: bool = True
     prefix_cache: bool = True
+    background: bool = True
 
     max_running: int = 256
     max_batch_tokens: int = 8192
     token_budget: int = 512
     min_prefill_tokens: int = 64
     max_step: float = 0.25
+    background_step: float = 0.01
 
     ttft: float = 1.0
     tpot: float = 0.05
@@ -55,6 +63,7 @@ class SchedulerConfig:
     ageing: float = 0.2
     window: int = 32
     quantile: float = 0.75
+    background_share: float = 0.01
 
     def __post_init__(self) -> None:
         """Refuse what can't work.
@@ -65,10 +74,10 @@ class SchedulerConfig:
         for name in ("max_running", "min_prefill_tokens", "token_budget", "quantum", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")
-        for name in ("max_step", "ttft", "tpot"):
+        for name in ("max_step", "background_step", "ttft", "tpot"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be more than 0 seconds")
-        for name in ("cached_cost", "output_cost", "ageing"):
+        for name in ("cached_cost", "output_cost", "ageing", "background_share"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must not be negative")
         for name in ("margin", "quantile"):

@@ -182,6 +182,28 @@ def test_reset_forgets_and_refuses_while_blocks_are_held() -> None:
     pool.check_integrity([])
 
 
+def test_blocks_that_background_work_alone_holds_are_on_recall() -> None:
+    pool = BlockPool(6, 2)
+    blocks, hashes = stored(pool, [1, 2, 3, 4])
+    pool.release(blocks)
+    table = pool.acquire(hashes, background=True) + pool.allocate(1, background=True)
+    assert (pool.used, pool.recallable) == (3, 3)
+    assert pool.acquire(hashes[:1], background=True) == blocks[:1]
+    assert pool.acquire(hashes[:1]) == blocks[:1]
+    assert (pool.used, pool.recallable) == (3, 2)
+    pool.check_integrity([blocks[:1]], [table, blocks[:1]])
+    pool.release(blocks[:1])
+    assert pool.recallable == 3
+    pool.release(table, background=True)
+    assert (pool.used, pool.recallable) == (1, 1)
+    pool.release(blocks[:1], background=True)
+    pool.check_integrity([], [])
+    assert pool.recallable == 0
+    pool.recallable = 1
+    with pytest.raises(IntegrityError, match="background work alone holds 0 blocks, 1 are counted"):
+        pool.check_integrity()
+
+
 def test_faults_are_found() -> None:
     pool = BlockPool(4, 1)
     blocks = pool.allocate(2)
@@ -205,37 +227,37 @@ class PoolAgainstModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(7, 2, record_events=True)
-        self.tables: list[list[int]] = []
+        self.tables: list[tuple[list[int], bool]] = []
         self.content: dict[int, bytes] = {}
         self.findable: set[int] = set()
 
-    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9))
-    def take(self, tokens: list[int]) -> None:
+    @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9), background=st.booleans())
+    def take(self, tokens: list[int], background: bool) -> None:
         pool = self.pool
         hashes = chain_hashes(tokens, 2, ROOT)
         found = pool.match(hashes)
         assert pool.probe(hashes) <= len(hashes)
-        table = pool.acquire(hashes[:found])
+        table = pool.acquire(hashes[:found], background)
         for block, digest in zip(table, hashes, strict=False):
             assert self.content[block] == digest, "a cached block holds something else"
         need = -(-len(tokens) // 2) - found
         if need > pool.free:
-            pool.release(table)
+            pool.release(table, background)
             return
-        fresh = pool.allocate(need)
-        held = {block for other in self.tables for block in other}
+        fresh = pool.allocate(need, background)
+        held = {block for other, _ in self.tables for block in other}
         assert not held & set(fresh), "a held block was given away"
         table += fresh
         for block, digest in zip(table, hashes, strict=False):
             self.content[block] = digest
         pool.publish(table, hashes, found, len(hashes), tokens)
-        self.tables.append(table)
+        self.tables.append((table, background))
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def let_go(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.tables) - 1))
-        self.pool.release(self.tables.pop(index))
+        self.pool.release(*self.tables.pop(index))
 
     @precondition(lambda self: not self.tables)
     @rule()
@@ -244,9 +266,11 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def sound(self) -> None:
-        self.pool.check_integrity(self.tables)
-        counts = Counter(block for table in self.tables for block in table)
+        foreground, background = ([table for table, back in self.tables if back == lane] for lane in (False, True))
+        self.pool.check_integrity(foreground, background)
+        counts = Counter(block for table, _ in self.tables for block in table)
         assert self.pool.used == len(counts)
+        assert self.pool.recallable == len(counts.keys() - {block for table in foreground for block in table})
 
     @invariant()
     def events_say_what_can_be_found(self) -> None:

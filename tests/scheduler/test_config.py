@@ -16,6 +16,8 @@ from scheduler.config import SchedulerConfig
         ({"quantum": -5}, "quantum -5"),
         ({"max_step": 0.0}, "max_step 0.0: must be more than 0 seconds"),
         ({"tpot": float("nan")}, "tpot nan"),
+        ({"background_step": 0.0}, "background_step 0.0: must be more than 0 seconds"),
+        ({"background_share": -0.1}, "background_share -0.1: must not be negative"),
         ({"ageing": -1.0}, "ageing -1.0: must not be negative"),
         ({"margin": 1.0}, "margin 1.0: must be at least 0 and below 1"),
         ({"max_batch_tokens": 300, "max_running": 256, "min_prefill_tokens": 64}, "max_batch_tokens 300: a step must"),

@@ -18,6 +18,7 @@ from scheduler.blocks import BlockPool
 from scheduler.steptime import Coefficients, StepTime
 from tests.scheduler.simulation import seconds_of
 
+SWITCHES = ("time_budget", "deadlines", "fairness", "prefix_order", "lookahead", "prefix_cache", "background")
 # Positions of one block: what was written there, which is the token and everything that it attends to.
 Written = tuple[str, str, tuple[int, ...]]
 
@@ -64,12 +65,7 @@ def expected_tokens(request: Request, prompt: list[int]) -> list[int]:
             return tokens
 
 
-switches = st.fixed_dictionaries(
-    {
-        name: st.booleans()
-        for name in ("time_budget", "deadlines", "fairness", "prefix_order", "lookahead", "prefix_cache")
-    }
-)
+switches = st.fixed_dictionaries({name: st.booleans() for name in SWITCHES})
 
 
 class AnythingGoes(RuleBasedStateMachine):
@@ -85,6 +81,7 @@ class AnythingGoes(RuleBasedStateMachine):
         window=st.integers(1, 4),
         quantum=st.integers(1, 30),
         slow=st.booleans(),
+        share=st.sampled_from([0.0, 0.05, 2.0]),
     )
     def begin(
         self,
@@ -97,6 +94,7 @@ class AnythingGoes(RuleBasedStateMachine):
         window: int,
         quantum: int,
         slow: bool,
+        share: float,
     ) -> None:
         self.config = SchedulerConfig(
             max_running=max_running,
@@ -105,6 +103,7 @@ class AnythingGoes(RuleBasedStateMachine):
             token_budget=spare,
             window=window,
             quantum=quantum,
+            background_share=share,
             **flags,
         )
         self.pool = BlockPool(blocks, block_size)
@@ -129,6 +128,7 @@ class AnythingGoes(RuleBasedStateMachine):
         keys=st.sampled_from([*product(["", "s"], ["", "l"])]),
         ttft=st.sampled_from([1e-3, 0.1, 10.0]),
         reads=st.booleans(),
+        background=st.booleans(),
     )
     def arrive(
         self,
@@ -142,6 +142,7 @@ class AnythingGoes(RuleBasedStateMachine):
         keys: tuple[str, str],
         ttft: float,
         reads: bool = True,
+        background: bool = False,
     ) -> None:
         prompt = [*prefix, *rest]
         request = Request(
@@ -159,6 +160,7 @@ class AnythingGoes(RuleBasedStateMachine):
             salt=keys[0],
             adapter=keys[1],
             reads_cache=reads,
+            background=background,
         )
         self.count += 1
         fits = request.limit - 1 <= self.pool.num_blocks * self.pool.block_size
@@ -191,6 +193,7 @@ class AnythingGoes(RuleBasedStateMachine):
         plan = self.scheduler.schedule(self.now)
         assert bool(plan.slices) == bool(self.live), "live requests, and no progress"
         assert sum(piece.count for piece in plan.slices) <= self.config.max_batch_tokens
+        assert len(plan.slices) <= self.config.max_running
         assert plan.predicted >= 0
         if plan.preempted:
             event("preempted")
@@ -215,6 +218,11 @@ class AnythingGoes(RuleBasedStateMachine):
                 assert request.first_scheduled is not None and 0 <= request.cached < request.prompt_len
                 assert request.reads_cache or not request.cached
                 del self.live[uid]
+
+    @rule(lengths=st.lists(st.tuples(st.integers(1, 15), st.integers(1, 14)), min_size=3, max_size=8))
+    def batch(self, lengths: list[tuple[int, int]]) -> None:
+        for length, output in lengths:
+            self.arrive((), [1] * length, output, frozenset(), 0, "b", 0, ("", ""), 0.1, background=True)
 
     @precondition(lambda self: self.pending is None)
     @rule(steps=st.integers(2, 12))
@@ -287,8 +295,7 @@ def test_a_crowd_on_a_tiny_pool(seed: int) -> None:
     rng = random.Random(seed)
     size = rng.choice([1, 2, 4])
     blocks = rng.randrange(40, 60) // size + 1
-    names = ("time_budget", "deadlines", "fairness", "prefix_order", "lookahead", "prefix_cache")
-    flags: dict[str, Any] = {name: rng.random() < 0.7 for name in names}
+    flags: dict[str, Any] = {name: rng.random() < 0.7 for name in SWITCHES}
     config = SchedulerConfig(max_running=6, max_batch_tokens=40, min_prefill_tokens=2, token_budget=16, **flags)
     scheduler: Scheduler[Request] = Scheduler(config, BlockPool(blocks, size), StepTime())
     echo = Echo(blocks, size)
@@ -309,6 +316,7 @@ def test_a_crowd_on_a_tiny_pool(seed: int) -> None:
                 tenant=rng.choice("abc"),
                 priority=rng.randrange(2),
                 salt=rng.choice(["", "", "s"]),
+                background=rng.random() < 0.3,
             )
             requests.append(request)
             prompts.append(prompt)
