@@ -321,6 +321,8 @@ class Scheduler(Generic[R]):
         if running >= self.config.max_running:
             return False
         if lane.background:
+            if running and pool.recallable + need > self.config.background_kv * pool.num_blocks:
+                return False
             running += self._front.running
         else:
             free += pool.recallable

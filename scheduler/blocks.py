@@ -4,9 +4,11 @@ A block holds the KV of `block_size` tokens. A full block can be published under
 request whose tokens begin the same way. Its hash is chained: it covers the block's tokens and, through the parent's
 hash, all tokens before them, the adapter and the salt. Equal hashes therefore mean equal KV.
 
-Blocks that nobody holds stay findable until they are needed for something else. They wait in a doubly linked list
-threaded through two plain lists, so that taking a block out of the middle is O(1): empty blocks at the head, then
-cached ones, the least recently used first, so the head is always the block that is missed least.
+Blocks that nobody holds stay findable until they are needed for something else. They wait in two doubly linked lists
+threaded through two plain ones, so that taking a block out of the middle is O(1). The first is used up first: empty
+blocks at its head, then what background work has cached. The second is what the foreground has cached. Both have the
+least recently used first, so the head is always the block that is missed least, and a batch of millions of prompts
+wears out its own cache before anybody else's.
 
 Background work holds blocks on recall: those that nobody else holds count as `recallable`, and whoever has precedence
 may reckon with them as if they were free.
@@ -179,6 +181,11 @@ class BlockPool:
         blocks: list[int] = []
         evicted: list[bytes] = []
         for _ in range(count):
+            if block == end:
+                # Nothing is left but what the foreground has cached.
+                following[end] = self._prev[end] = end
+                end += 1
+                block = following[end]
             digest = hashes[block]
             if digest is not None:
                 del self._found[digest]
@@ -202,18 +209,19 @@ class BlockPool:
         """Let go of a request's blocks, given in the order of its tokens.
 
         The last block of a chain becomes the stalest of them, for it is of use to the fewest. Blocks without
-        content go to the head of the free list.
+        content are the next to be taken.
         """
         holders, following, preceding, hashes = self._holders, self._next, self._prev, self._hash
         guests = self._guests
         end = self.num_blocks
+        cached = end if background else end + 1
         for block in reversed(blocks):
             left = holders[block] - 1
             holders[block] = left
             guests[block] -= background
             if left == 0:
                 self.recallable -= background
-                before, after = (end, following[end]) if hashes[block] is None else (preceding[end], end)
+                before, after = (end, following[end]) if hashes[block] is None else (preceding[cached], cached)
                 following[before] = block
                 preceding[block] = before
                 following[block] = after
@@ -287,23 +295,17 @@ class BlockPool:
             IntegrityError: saying what is wrong.
         """
         end = self.num_blocks
-        free: set[int] = set()
-        before, block = end, self._next[end]
-        cached_seen = False
-        while block != end:
-            if block in free:
-                raise IntegrityError(f"the free list runs in a circle at block {block}")
-            if self._prev[block] != before:
-                raise IntegrityError(f"free block {block} points back to {self._prev[block]}, not to {before}")
-            if self._holders[block] != 0:
-                raise IntegrityError(f"block {block} is free and has {self._holders[block]} holders")
-            if cached_seen and self._hash[block] is None:
+        free = self._walk(end)
+        kept = self._walk(end + 1)
+        for place, block in enumerate(free):
+            if place and self._hash[block] is None and self._hash[free[place - 1]] is not None:
                 raise IntegrityError(f"empty block {block} waits behind cached ones")
-            cached_seen = self._hash[block] is not None
-            free.add(block)
-            before, block = block, self._next[block]
-        if self._prev[end] != before or len(free) != self.free:
-            raise IntegrityError(f"{len(free)} blocks in the free list, {self.free} counted, its end at {before}")
+        for block in kept:
+            if self._hash[block] is None:
+                raise IntegrityError(f"empty block {block} waits among those that the foreground has cached")
+        waiting = {*free, *kept}
+        if len(free) + len(kept) != self.free or len(waiting) != self.free:
+            raise IntegrityError(f"{len(free)} and {len(kept)} blocks in the free lists, {self.free} counted")
         if tables is not None:
             lent = list(background)
             self._check_counts(self._holders, "holders", [*tables, *lent])
@@ -312,13 +314,30 @@ class BlockPool:
         if recallable != self.recallable:
             raise IntegrityError(f"background work alone holds {recallable} blocks, {self.recallable} are counted")
         for block in range(end):
-            if self._holders[block] < 0 or (self._holders[block] == 0) != (block in free):
-                raise IntegrityError(f"block {block} has {self._holders[block]} holders; free: {block in free}")
+            if self._holders[block] < 0 or (self._holders[block] == 0) != (block in waiting):
+                raise IntegrityError(f"block {block} has {self._holders[block]} holders; free: {block in waiting}")
             digest = self._hash[block]
             if digest is not None and self._found.get(digest) != block:
                 raise IntegrityError(f"block {block} can't be found under its hash {digest.hex()}")
         if len(self._found) != sum(digest is not None for digest in self._hash):
             raise IntegrityError("a hash leads to a block that doesn't bear it")
+
+    def _walk(self, start: int) -> list[int]:
+        """The blocks of one free list, from its head."""
+        blocks: dict[int, None] = {}
+        before, block = start, self._next[start]
+        while block != start:
+            if block in blocks:
+                raise IntegrityError(f"a free list runs in a circle at block {block}")
+            if self._prev[block] != before:
+                raise IntegrityError(f"free block {block} points back to {self._prev[block]}, not to {before}")
+            if block >= self.num_blocks or self._holders[block] != 0:
+                raise IntegrityError(f"block {block} is in a free list and has holders")
+            blocks[block] = None
+            before, block = block, self._next[block]
+        if self._prev[start] != before:
+            raise IntegrityError(f"a free list ends at block {before}, and says {self._prev[start]}")
+        return list(blocks)
 
     def _check_counts(self, counts: Sequence[int], what: str, tables: Iterable[Sequence[int]]) -> None:
         held = [0] * self.num_blocks
@@ -331,9 +350,9 @@ class BlockPool:
 
     def _empty_out(self) -> None:
         end = self.num_blocks
-        # Entry `end` of the two lists is the free list's head and tail.
-        self._next = [*range(1, end + 1), 0]
-        self._prev = [end, *range(end)]
+        # Entries `end` and `end + 1` are head and tail of the two free lists.
+        self._next = [*range(1, end + 1), 0, end + 1]
+        self._prev = [end, *range(end), end + 1]
         self._holders = [0] * end
         # How many of the holders are background work, and how many blocks have no others.
         self._guests = [0] * end

@@ -24,6 +24,8 @@ class SchedulerConfig:
         token_budget: the step's size where ``time_budget`` is off.
         min_prefill_tokens: what prefill gets in every step, however late the decodes are.
         max_step: how long a step may take where no deadline is nearer; a newcomer waits that long.
+        background_kv: the share of the pool that background requests may hold when one more is admitted; the others
+            keep what the foreground has cached.
         background_step: how long a step of background work may take, for the same reason; where an empty step takes
             more than half of that, twice as long as an empty one.
 
@@ -53,6 +55,7 @@ class SchedulerConfig:
     min_prefill_tokens: int = 64
     max_step: float = 0.25
     background_step: float = 0.01
+    background_kv: float = 0.5
 
     ttft: float = 1.0
     tpot: float = 0.05
@@ -83,6 +86,8 @@ class SchedulerConfig:
         for name in ("margin", "quantile"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 0 and below 1")
+        if not 0 < self.background_kv <= 1:
+            raise ValueError(f"background_kv {self.background_kv}: must be more than 0 and at most 1")
         if self.max_batch_tokens < self.max_running + self.min_prefill_tokens:
             raise ValueError(
                 f"max_batch_tokens {self.max_batch_tokens}: a step must hold one token of each of max_running"

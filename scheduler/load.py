@@ -29,7 +29,7 @@ class LoadReport(NamedTuple):
 
 
 def backlog(lane: Lane[R], steptime: StepTime, tpot: float) -> float:
-    """Predicted seconds until all prefill of ``lane`` has been computed, with decodes that want a token each ``tpot``."""
+    """Predicted seconds until all prefill of ``lane`` has been computed; decodes want a token each ``tpot`` seconds."""
     if not lane.owed_tokens:
         return 0.0
     work = Work(lane.owed_tokens, lane.owed_tokens, lane.owed_pairs, lane.line.waiting + len(lane.prefilling))

@@ -147,7 +147,7 @@ def test_it_does_not_take_the_foregrounds_places() -> None:
 
 
 def test_its_blocks_are_recalled_before_anybody_else_loses_any() -> None:
-    scheduler = make_scheduler(blocks=12, block_size=4, background_share=0.0, lookahead=False)
+    scheduler = make_scheduler(blocks=12, block_size=4, background_share=0.0, background_kv=1.0, lookahead=False)
     first, second = background(1, 13, priority=5), background(2, 13, priority=5)
     low = make_request(3, 13, output=30, arrival=1.0)
     scheduler.add(first, 0.0)
@@ -193,6 +193,22 @@ def test_recalled_work_does_not_keep_the_foreground_out() -> None:
     scheduler.add(make_request(4, 8), 0.0)
     plan = run_step(scheduler)
     assert [request.uid for request in plan.preempted] == [2] and uids(plan) == [3, 4]
+
+
+def test_a_batch_leaves_the_foreground_its_cache() -> None:
+    def cached_afterwards(**settings: Any) -> int:
+        scheduler = make_scheduler(blocks=200, **settings)
+        prompts = [[5000 * chat + i for i in range(400)] for chat in range(4)]
+        simulate(scheduler, [make_request(uid, 0, 4, tokens=list(prompt)) for uid, prompt in enumerate(prompts)])
+        simulate(scheduler, [background(100 + uid, 300, 20) for uid in range(60)])
+        again = [make_request(10 + uid, 0, 4, tokens=list(prompt)) for uid, prompt in enumerate(prompts)]
+        simulate(scheduler, again)
+        return sum(request.cached for request in again)
+
+    # 384 tokens of each prompt's 400 are found again.
+    assert cached_afterwards() == 4 * 384
+    assert cached_afterwards(background_kv=1.0) < 4 * 384
+    assert cached_afterwards(background=False) == 0
 
 
 def test_the_switch_makes_it_work_like_any_other() -> None:

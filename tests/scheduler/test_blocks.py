@@ -204,6 +204,24 @@ def test_blocks_that_background_work_alone_holds_are_on_recall() -> None:
         pool.check_integrity()
 
 
+def test_what_background_work_has_cached_is_forgotten_before_what_the_foreground_has() -> None:
+    pool = BlockPool(6, 2)
+    ours, our_hashes = stored(pool, [1, 2, 3, 4])
+    theirs, their_hashes = stored(pool, [5, 6, 7, 8])
+    pool.release(ours)
+    pool.release(pool.acquire(their_hashes, background=True), background=True)
+    pool.release(theirs)
+    # Who let go of it last decides.
+    pool.release(pool.acquire(their_hashes, background=True), background=True)
+    pool.check_integrity([])
+    taken = pool.allocate(5)
+    assert taken[2:] == [theirs[1], theirs[0], ours[1]]
+    assert (pool.match(our_hashes), pool.match(their_hashes), pool.free) == (1, 0, 1)
+    pool.check_integrity([taken])
+    pool.release(taken)
+    assert pool.allocate(6)[5] == ours[0]
+
+
 def test_faults_are_found() -> None:
     pool = BlockPool(4, 1)
     blocks = pool.allocate(2)
@@ -212,7 +230,7 @@ def test_faults_are_found() -> None:
     with pytest.raises(IntegrityError, match="is in 2 block tables"):
         pool.check_integrity([blocks, blocks])
     pool.free += 1
-    with pytest.raises(IntegrityError, match="2 blocks in the free list, 3 counted"):
+    with pytest.raises(IntegrityError, match="2 and 0 blocks in the free lists, 3 counted"):
         pool.check_integrity()
     pool.free -= 1
     pool.release(blocks)

@@ -17,6 +17,7 @@ from scheduler.config import SchedulerConfig
         ({"max_step": 0.0}, "max_step 0.0: must be more than 0 seconds"),
         ({"tpot": float("nan")}, "tpot nan"),
         ({"background_step": 0.0}, "background_step 0.0: must be more than 0 seconds"),
+        ({"background_kv": 0.0}, "background_kv 0.0: must be more than 0 and at most 1"),
         ({"background_share": -0.1}, "background_share -0.1: must not be negative"),
         ({"ageing": -1.0}, "ageing -1.0: must not be negative"),
         ({"margin": 1.0}, "margin 1.0: must be at least 0 and below 1"),

@@ -104,6 +104,7 @@ class AnythingGoes(RuleBasedStateMachine):
             window=window,
             quantum=quantum,
             background_share=share,
+            background_kv=0.5 if slow else 1.0,
             **flags,
         )
         self.pool = BlockPool(blocks, block_size)
