@@ -16,7 +16,7 @@ from gateway.wire import errors
 from gateway.wire.batches import BatchError, RequestLine
 
 BLOCK: Final = 1 << 16
-"""Bytes that are looked at in one go: about half a millisecond of decoding."""
+"""Bytes that are looked at in one go: about a millisecond of decoding."""
 MAX_CUSTOM_ID: Final = 512
 MAX_ERRORS: Final = 100
 

@@ -16,7 +16,7 @@ import msgspec
 
 from gateway.batches.files import write_all
 from gateway.batches.folder import sync_folder
-from gateway.wire.batches import LineError, LineResponse, ResultLine
+from gateway.wire.batches import BatchUsage, InputDetails, LineError, LineResponse, OutputDetails, ResultLine
 
 Outcome = Literal["completed", "failed"]
 
@@ -44,6 +44,36 @@ def unanswered(batch_id: str, number: int, custom_id: str, code: str, message: s
     return _encode(ResultLine(result_id(batch_id, number), custom_id, None, LineError(code, message))) + b"\n"
 
 
+class _Usage(msgspec.Struct):
+    """What an answer says of its tokens: chat's and completions' names, and those of responses."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    prompt_tokens_details: InputDetails | None = None
+    completion_tokens_details: OutputDetails | None = None
+    input_tokens_details: InputDetails | None = None
+    output_tokens_details: OutputDetails | None = None
+
+
+class _Body(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Response(msgspec.Struct):
+    body: _Body
+
+
+class _Answered(msgspec.Struct):
+    """All that is read of a result once it is written."""
+
+    response: _Response
+
+
+_decode = msgspec.json.Decoder(_Answered).decode
+
+
 class Results:
     """The two files of results of one batch: ``output.jsonl`` and ``errors.jsonl`` in its folder.
 
@@ -55,6 +85,7 @@ class Results:
         self._batch = batch_id.removeprefix("batch_").encode()
         self._files: dict[Outcome, _ResultFile] = {}
         self._done = bytearray()
+        self._tokens = _Tokens()
         try:
             self._files["completed"] = _ResultFile(folder / "output.jsonl")
             self._files["failed"] = _ResultFile(folder / "errors.jsonl")
@@ -71,6 +102,11 @@ class Results:
     def failed(self) -> int:
         return self._files["failed"].count
 
+    @property
+    def usage(self) -> BatchUsage:
+        """The tokens of all answers."""
+        return self._tokens.usage()
+
     def path(self, outcome: Outcome) -> Path | None:
         """The file of results that ended so, or None where there are none."""
         file = self._files[outcome]
@@ -83,20 +119,24 @@ class Results:
 
     def recover(self) -> Iterator[None]:
         """Read what there is, a bit at a time, and cut what isn't whole."""
-        for file in self._files.values():
-            for number in file.recover(self._batch):
-                if number is None:
+        for outcome, file in self._files.items():
+            for found in file.recover(self._batch):
+                if found is None:
                     yield
                 else:
-                    self._mark(number)
+                    self._mark(found[0])
+                    if outcome == "completed":
+                        self._tokens.count(found[1])
 
     def append(self, lines: dict[Outcome, list[tuple[int, bytes]]]) -> None:
         """Write results, each with the number of its line, and return when they are on the disk."""
         for outcome, some in lines.items():
             if some:
                 self._files[outcome].append(b"".join(text for _, text in some), len(some))
-                for number, _ in some:
+                for number, text in some:
                     self._mark(number)
+                    if outcome == "completed":
+                        self._tokens.count(text)
                 some.clear()
 
     def close(self) -> None:
@@ -110,6 +150,36 @@ class Results:
         self._done[byte] |= 1 << (number & 7)
 
 
+class _Tokens:
+    """Sums of what answers say of their tokens."""
+
+    def __init__(self) -> None:
+        self._input = self._cached = self._output = self._reasoning = 0
+
+    def count(self, text: bytes) -> None:
+        """Add the tokens of the answer on a line, if it says so."""
+        try:
+            usage = _decode(text).response.body.usage
+        except msgspec.ValidationError:
+            return
+        if usage is not None:
+            self._input += usage.prompt_tokens + usage.input_tokens
+            self._output += usage.completion_tokens + usage.output_tokens
+            if input := usage.prompt_tokens_details or usage.input_tokens_details:
+                self._cached += input.cached_tokens
+            if output := usage.completion_tokens_details or usage.output_tokens_details:
+                self._reasoning += output.reasoning_tokens
+
+    def usage(self) -> BatchUsage:
+        return BatchUsage(
+            input_tokens=self._input,
+            output_tokens=self._output,
+            total_tokens=self._input + self._output,
+            input_tokens_details=InputDetails(self._cached),
+            output_tokens_details=OutputDetails(self._reasoning),
+        )
+
+
 class _ResultFile:
     """One file of results. ``size`` and ``count`` are those of what is certain to be on the disk."""
 
@@ -120,8 +190,8 @@ class _ResultFile:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._torn = False
 
-    def recover(self, batch: bytes) -> Iterator[int | None]:
-        """The numbers of the lines that have a result, and None now and then, where others may have their turn."""
+    def recover(self, batch: bytes) -> Iterator[tuple[int, bytes] | None]:
+        """The results with the numbers of their lines, and None now and then, where others may have their turn."""
         seen = 0
         with open(self.path, "rb") as file:
             for line in file:
@@ -130,7 +200,7 @@ class _ResultFile:
                     break
                 self.size += len(line)
                 self.count += 1
-                yield int(found[2], 16)
+                yield int(found[2], 16), line
                 if self.size - seen > _STEP:
                     seen = self.size
                     yield None

@@ -120,7 +120,7 @@ class BatchRun:
         """The batch as clients see it now."""
         batch = self._record.batch
         if self._results is not None and batch.status not in ENDED:
-            batch = msgspec.structs.replace(batch, request_counts=self._counts())
+            batch = msgspec.structs.replace(batch, request_counts=self._counts(), usage=self._results.usage)
         if self._paused is not None:
             batch = msgspec.structs.replace(batch, errors=BatchErrors([self._paused]))
         return batch
@@ -275,7 +275,7 @@ class BatchRun:
                     )
                 )
                 kept[field] = id
-        return {"request_counts": self._counts(), **kept}
+        return {"request_counts": self._counts(), "usage": self._results.usage, **kept}
 
     async def _fail(self, code: str, message: str) -> None:
         found = BatchErrors([BatchError(code=code, message=message)])

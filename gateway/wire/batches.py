@@ -43,6 +43,28 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
 
 
+class InputDetails(msgspec.Struct, frozen=True):
+    """How many of the tokens of prompts came from the prefix cache."""
+
+    cached_tokens: int = 0
+
+
+class OutputDetails(msgspec.Struct, frozen=True):
+    """How many of the generated tokens were reasoning."""
+
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens of all requests of a batch that were answered."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_details: InputDetails = InputDetails()
+    output_tokens_details: OutputDetails = OutputDetails()
+
+
 class BatchError(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with a batch, on the ``line`` that it was found (from 1)."""
 
@@ -80,6 +102,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     error_file_id: str | None = None
     errors: BatchErrors | None = None
     request_counts: RequestCounts = RequestCounts()
+    usage: BatchUsage = BatchUsage()
     metadata: dict[str, str] | None = None
     object: Literal["batch"] = "batch"
 

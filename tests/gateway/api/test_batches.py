@@ -61,6 +61,10 @@ def test_through_the_client(model_folder: Path, tmp_path: Path) -> None:
             assert failed["gone"]["response"]["status_code"] == 404
             assert failed["gone"]["response"]["body"]["error"]["code"] == "model_not_found"
             assert all(submit.background for submit in gateway.worker.submitted)
+            usages = [one["response"]["body"]["usage"] for one in output.values()]
+            assert batch.usage is not None
+            assert batch.usage.input_tokens == sum(usage["prompt_tokens"] for usage in usages) > 0
+            assert batch.usage.total_tokens == sum(usage["total_tokens"] for usage in usages)
             assert gateway.context.in_flight == gateway.context.queued == 0
             file = await client.files.retrieve(batch.output_file_id or "")
             assert file.purpose == "batch_output"

@@ -54,6 +54,27 @@ def test_what_was_appended_is_known_after_a_restart(tmp_path: Path) -> None:
     again.close()
 
 
+def test_tokens_are_counted_by_either_name_and_after_a_restart(tmp_path: Path) -> None:
+    chat = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": None}
+    response = {
+        "input_tokens": 10, "output_tokens": 20, "total_tokens": 30,
+        "input_tokens_details": {"cached_tokens": 8}, "output_tokens_details": {"reasoning_tokens": 3},
+    }  # fmt: skip
+    bodies = [{"usage": chat}, {"usage": response}, {"usage": None}, {}, {"usage": {"prompt_tokens": "many"}}]
+    results = recovered(tmp_path)
+    for number, body in enumerate(bodies):
+        results.append({"completed": [(number, answered(ID, number, "x", 200, "r", json.dumps(body).encode()))]})
+    failed = answered(ID, 9, "x", 400, "r", json.dumps({"usage": chat}).encode())
+    results.append({"failed": [(9, failed)]})
+    found = results.usage
+    assert (found.input_tokens, found.output_tokens, found.total_tokens) == (15, 22, 37)
+    assert (found.input_tokens_details.cached_tokens, found.output_tokens_details.reasoning_tokens) == (8, 3)
+    results.close()
+    again = recovered(tmp_path)
+    assert again.usage == found
+    again.close()
+
+
 def test_no_results_no_file(tmp_path: Path) -> None:
     results = recovered(tmp_path)
     assert results.path("completed") is None
