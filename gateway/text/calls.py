@@ -56,7 +56,7 @@ class CallReader:
             yield from self._object(strict)
         except _Broken:
             if self.count == begun:
-                self.give_back()
+                self._give_back()
                 return False
             yield from self._rest()
         return True
@@ -68,14 +68,6 @@ class CallReader:
             yield from self._stream()
         except _Broken:
             yield from self._rest()
-
-    def give_back(self) -> None:
-        """What was read since ``reader.kept`` is content, but for markers in it."""
-        reader = self.reader
-        assert reader.kept is not None
-        text = reader.text[reader.kept : reader.at]
-        reader.kept = None
-        self._content(self._of_marker.sub("", text))
 
     def _object(self, strict: bool) -> Reading[None]:
         reader, before = self.reader, self.count
@@ -116,6 +108,14 @@ class CallReader:
                 raise _Broken
             self._begin(name)
             self._arguments("{}")
+
+    def _give_back(self) -> None:
+        """What was read since ``reader.kept`` is content, but for markers in it."""
+        reader = self.reader
+        assert reader.kept is not None
+        text = reader.text[reader.kept : reader.at]
+        reader.kept = None
+        self._content(self._of_marker.sub("", text))
 
     def _begin(self, name: str) -> None:
         self.reader.kept = None

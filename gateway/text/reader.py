@@ -46,6 +46,11 @@ class Reader:
             self.emit(self.text[self.sent : self.at])
             self.sent = self.at
 
+    def rewind(self) -> None:
+        """Read again from ``kept`` on, if that is set."""
+        if self.kept is not None:
+            self.at, self.kept = self.kept, None
+
     def more(self) -> Reading[bool]:
         """Wait for more text. False: there is none."""
         if self.ended:

@@ -28,20 +28,31 @@ def check_schema(schema: object) -> dict[str, Any]:
         raise ConstraintError("no value matches the schema 'false'")
     if not isinstance(schema, dict):
         raise ConstraintError("a JSON schema is an object, or true")
+    _check_ends(schema, _targets(schema))
+    return schema
+
+
+def _targets(schema: dict[str, Any]) -> dict[str, Any]:
+    """What each reference points to that can be reached from the schema.
+
+    Places are counted once for each way in which they are spelt, as llguidance follows them.
+    """
+    targets: dict[str, Any] = {}
     depths = {id(schema): _nesting(schema)}
     followed = depths[id(schema)]
-    targets: dict[str, Any] = {}
-    for reference in _references(schema):
-        if reference in targets:
-            continue
-        target = targets[reference] = _resolve(schema, reference)
-        if id(target) not in depths:
-            depths[id(target)] = _nesting(target)
-        followed += depths[id(target)]
-        if followed > MAX_FOLLOWED:
-            raise ConstraintError(f"the schema's references together lead more than {MAX_FOLLOWED} levels deep")
-    _check_ends(schema, targets)
-    return schema
+    left: list[object] = [schema]
+    for place in left:
+        for reference in _references(place):
+            if reference in targets:
+                continue
+            target = targets[reference] = _resolve(schema, reference)
+            if id(target) not in depths:
+                depths[id(target)] = _nesting(target)
+                left.append(target)
+            followed += depths[id(target)]
+            if followed > MAX_FOLLOWED:
+                raise ConstraintError(f"the schema's references together lead more than {MAX_FOLLOWED} levels deep")
+    return targets
 
 
 def _nesting(node: object) -> int:
@@ -59,21 +70,26 @@ def _inside(node: object) -> Iterable[Any]:
     return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
+_DATA: Final = frozenset({"const", "default", "enum", "example", "examples"})
+_NAMED: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
+
+
 def _references(schema: object) -> Iterator[str]:
-    """What ``$ref`` names anywhere, but in values that are data and no schemas."""
+    """What ``$ref`` names in a schema and those within it, but not in data, and not where it is a property's name."""
     left = [schema]
     while left:
         node = left.pop()
-        if isinstance(node, dict):
-            reference = node.get("$ref")
-            if isinstance(reference, str):
-                yield reference
-            left.extend(value for key, value in node.items() if key not in _DATA or isinstance(value, dict))
-        else:
+        if not isinstance(node, dict):
             left.extend(_inside(node))
-
-
-_DATA: Final = frozenset({"const", "default", "enum", "example", "examples"})
+            continue
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            yield reference
+        for key, value in node.items():
+            if key in _NAMED:
+                left.extend(_inside(value))
+            elif key not in _DATA:
+                left.append(value)
 
 
 def _resolve(schema: dict[str, Any], reference: str) -> object:

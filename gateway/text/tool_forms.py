@@ -24,45 +24,41 @@ class ToolForm(NamedTuple):
 
 
 def _hermes(calls: CallReader) -> Reading[None]:
-    calls.reader.kept = calls.reader.at
-    if (yield from calls.reader.skip_space()) == "{":
-        yield from calls.object(strict=False)
-    else:
-        calls.give_back()
+    reader = calls.reader
+    reader.kept = reader.at
+    if (yield from reader.skip_space()) != "{":
+        reader.rewind()
+    elif (yield from calls.object(strict=False)):
+        reader.kept = reader.at
+        yield from reader.skip_space()
+        if not (yield from reader.literal("</tool_call>")):
+            reader.rewind()
+        reader.kept = None
 
 
 def _llama3(calls: CallReader) -> Reading[None]:
-    calls.reader.kept = calls.reader.at
-    if (yield from calls.reader.skip_space()) == "{":
-        yield from _series(calls, strict=False)
-    else:
-        calls.give_back()
+    yield from _series(calls, strict=False)
 
 
 def _llama3_bare(calls: CallReader) -> Reading[None]:
-    reader = calls.reader
-    reader.kept = reader.at
-    if (yield from reader.skip_space()) == "{":
-        yield from _series(calls, strict=True)
-    else:
-        reader.at, reader.kept = reader.kept, None
+    yield from _series(calls, strict=True)
 
 
 def _series(calls: CallReader, strict: bool) -> Reading[None]:
-    """Calls with ``;`` between them, or only white space."""
+    """Calls with ``;`` between them, or only white space. The first one may be strict, those after it are."""
     reader = calls.reader
-    while (yield from calls.object(strict)):
+    reader.kept = reader.at
+    char = yield from reader.skip_space()
+    while char == "{" and (yield from calls.object(strict)):
+        strict = True
         reader.kept = reader.at
         char = yield from reader.skip_space()
         if char == ";":
             reader.at += 1
             char = yield from reader.skip_space()
-        if char != "{":
-            if char:  # at the end, it was only a separator
-                reader.at = reader.kept
-            reader.kept = None
-            return
-        strict = True
+            if not char:  # a separator with nothing to separate
+                reader.kept = None
+    reader.rewind()
 
 
 def _mistral(calls: CallReader) -> Reading[None]:
@@ -83,15 +79,17 @@ def _array(calls: CallReader) -> Reading[None]:
     while True:
         reader.at += 1
         if (yield from reader.skip_space()) != "{":
-            calls.give_back()
+            reader.rewind()
             return
         if not (yield from calls.object(strict=False)):
             return
         reader.kept = reader.at
         char = yield from reader.skip_space()
-        if char != ",":
-            reader.at = reader.at + 1 if char == "]" else reader.kept
+        if char == "]":
+            reader.at += 1
             reader.kept = None
+        if char != ",":
+            reader.rewind()
             return
 
 
@@ -112,7 +110,7 @@ def _named(calls: CallReader) -> Reading[None]:
     if name and (yield from reader.peek()) == "{":
         yield from calls.arguments_of(name)
     else:
-        calls.give_back()
+        reader.rewind()
 
 
 TOOL_FORMS: Final = {
