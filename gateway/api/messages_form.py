@@ -1,6 +1,6 @@
 """How is an answer written in Anthropic's shape? As blocks of a message, whole or in the events of a stream."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,6 +12,7 @@ from gateway.wire.errors import ApiError
 from gateway.wire.generation import Usage
 from gateway.wire.messages_answer import (
     Block,
+    BlockDeltas,
     ContentBlockDelta,
     ContentBlockStart,
     ContentBlockStop,
@@ -36,6 +37,12 @@ from gateway.wire.messages_answer import (
 from gateway.wire.messages_chat import renamed
 
 _TIER: Final = "standard"
+_Kind = Literal["text", "thinking", "tool_use"]
+_DELTAS: Final[Mapping[_Kind, type[TextDelta] | type[ThinkingDelta] | type[InputJsonDelta]]] = {
+    "text": TextDelta,
+    "thinking": ThinkingDelta,
+    "tool_use": InputJsonDelta,
+}
 _NOTHING: Final = msgspec.Raw(b"{}")
 _object: Final = msgspec.json.Decoder(dict[str, Any])
 
@@ -52,7 +59,8 @@ class MessagesForm:
         self._request_id = request_id
         self._show_thinking = show_thinking
         self._index = -1
-        self._open: Literal["text", "thinking", "tool_use"] | None = None
+        self._open: _Kind | None = None
+        self._deltas = BlockDeltas(0, TextDelta)
         self._called = False
         self._stop = StopDelta("end_turn", None)
 
@@ -88,23 +96,22 @@ class MessagesForm:
         match part:
             case Content(text):
                 begun = b"" if self._open == "text" else self._begin("text", TextBlock(""))
-                return begun + event(ContentBlockDelta(self._index, TextDelta(text)))
+                return begun + self._deltas.event(text)
             case Reasoning(text):
                 begun = b"" if self._open == "thinking" else self._begin("thinking", ThinkingBlock(""))
-                if not self._show_thinking:
-                    return begun
-                return begun + event(ContentBlockDelta(self._index, ThinkingDelta(text)))
+                return begun + self._deltas.event(text) if self._show_thinking else begun
             case ToolCallBegin(_, name):
                 self._called = True
                 return self._begin("tool_use", ToolUseBlock(answer_id("toolu_"), name, _NOTHING))
             case ToolCallArguments(_, text):
-                return event(ContentBlockDelta(self._index, InputJsonDelta(text)))
+                return self._deltas.event(text)
 
-    def _begin(self, kind: Literal["text", "thinking", "tool_use"], block: Block) -> bytes:
+    def _begin(self, kind: _Kind, block: Block) -> bytes:
         """A block begins, and the one before it ends."""
         closed = self._close()
         self._open = kind
         self._index += 1
+        self._deltas = BlockDeltas(self._index, _DELTAS[kind])
         return closed + event(ContentBlockStart(self._index, block))
 
     def _close(self) -> bytes:

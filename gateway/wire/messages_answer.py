@@ -202,3 +202,20 @@ def event(event: Event) -> bytes:
     """A server-sent event, named by its type as Anthropic's clients want it."""
     name: Any = type(event).__struct_config__.tag
     return b"event: %s\n%s" % (name.encode(), sse.event(encode(event)))
+
+
+_MARK: Final = "\x00penstock\x00"
+_DELTA: Final = b"event: content_block_delta\n"
+
+
+class BlockDeltas:
+    """Makes the events with which block ``index`` grows by text: all around the text is encoded once, as in `sse`."""
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, index: int, kind: type[TextDelta] | type[ThinkingDelta] | type[InputJsonDelta]) -> None:
+        self._before, _, self._after = encode(ContentBlockDelta(index, kind(_MARK))).rpartition(encode(_MARK))
+
+    def event(self, text: str) -> bytes:
+        """The block has ``text`` more."""
+        return _DELTA + sse.event(self._before + encode(text) + self._after)

@@ -8,7 +8,8 @@ import msgspec
 from gateway.wire.chat import ChatCompletionRequest, ChatMessage, ContentPart
 from gateway.wire.errors import ApiError
 from gateway.wire.generation import JsonSchema, ResponseFormat
-from gateway.wire.messages import ContentBlock, CountTokensRequest, MessagesRequest, Thinking, Tool, Turn, turns
+from gateway.wire.messages import CountTokensRequest, MessagesRequest, Thinking, Tool
+from gateway.wire.messages_history import ContentBlock, Turn, turns
 from gateway.wire.tools import FunctionCall, FunctionSpec, NamedFunction, ToolCallMessage, ToolChoiceObject, ToolSpec
 
 _CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}

@@ -9,8 +9,9 @@ import pytest
 from gateway.wire import messages
 from gateway.wire.chat import ChatCompletionRequest, template_messages
 from gateway.wire.errors import ApiError, context_length_exceeded, invalid_value
-from gateway.wire.messages import ContentBlock, CountTokensRequest, MessagesRequest, OutputConfig, Tool, turns
+from gateway.wire.messages import CountTokensRequest, MessagesRequest, OutputConfig, Tool
 from gateway.wire.messages_chat import anthropic_path, chat_request, renamed
+from gateway.wire.messages_history import ContentBlock, turns
 
 USER = {"role": "user", "content": "x"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
