@@ -20,6 +20,8 @@ from kernels.rope_kv_write import rope_kv_write
 from kernels.rope_kv_write.reference import inputs as rope_inputs
 from kernels.sample import sample
 from kernels.sample.reference import inputs as sample_inputs
+from kernels.score import score
+from kernels.score.reference import inputs as score_inputs
 from kernels.silu_mul import silu_mul
 from kernels.silu_mul.reference import inputs as silu_inputs
 
@@ -55,3 +57,4 @@ def _calls(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     yield partial(paged_attention, attention.query, attention.cache, attention.batch, window=0, scale=1.0)
     logits, batch = sample_inputs(8, 300, dtype, 0)
     yield partial(sample, logits, batch)
+    yield partial(score, *score_inputs(2, 300, dtype, 0), 2)

@@ -7,6 +7,7 @@ import torch
 
 from kernels.paged_attention.numba import _attend
 from kernels.sample.numba import _sample
+from kernels.score.numba import _score
 from kernels.warm_up import warm_up
 from tests.kernels.compare import both_dtypes
 
@@ -20,7 +21,8 @@ def test_progress_reaches_the_end(dtype: torch.dtype) -> None:
     assert seen[-1][1] == seen[-1][2] > 0
     assert {stage for stage, _, _ in seen} == {"kernels"}
     kind = numba.uint16 if dtype == torch.bfloat16 else numba.float32
-    assert all(any(signature[0] == kind for signature in kernel.signatures) for kernel in (_attend, _sample))
+    kernels = (_attend, _sample, _score)
+    assert all(any(signature[0] == kind for signature in kernel.signatures) for kernel in kernels)
 
 
 def test_nothing_is_compiled_for_what_has_no_kernels() -> None:
