@@ -7,7 +7,7 @@ ARGS ?=
 VLLM_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve chat test lint typecheck unit demo-model bench-engine clean
+.PHONY: help serve chat test lint typecheck unit fuzz demo-model bench-engine bench-constrained bench-tokenize clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,12 +52,21 @@ unit: $(VENV)/.dev  ## the suite alone (ARGS="tests/engine -k loader" for a part
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report | tail -n 40
 
+fuzz: $(VENV)/.dev  ## 100,000 bodies of all kinds against a real server (ARGS="--bodies 5000 --seed 2")
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 demo-model: $(VENV)/.dev  ## train the demo model again, from nothing, and judge it
 	$(BIN)/python -m engine.demo.train $(ARGS)
 	$(BIN)/python -m engine.demo.evaluate --card
 
 bench-engine: $(VENV)/.dev  ## our engine beside transformers and, with VLLM_PYTHON=…, vLLM
 	$(BIN)/python -m bench.engine $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON)) $(ARGS)
+
+bench-constrained: $(VENV)/.dev  ## what grammars cost the neighbours in a batch
+	$(BIN)/python -m bench.constrained $(ARGS)
+
+bench-tokenize: $(VENV)/.dev  ## what a turn of a long chat costs to tokenise
+	$(BIN)/python -m bench.tokenize $(ARGS)
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* *.egg-info build dist
