@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from gateway.api import batches, chat, completions, embeddings, files, health, messages, models, tokenize
+from gateway.api import batches, chat, completions, embeddings, files, health, messages, models, responses, tokenize
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from gateway.openapi import document, summary
@@ -25,6 +25,10 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/chat/completions": {"POST": chat.chat_completions},
     "/v1/completions": {"POST": completions.text_completions},
     "/v1/embeddings": {"POST": embeddings.embed},
+    "/v1/responses": {"POST": responses.create_response},
+    "/v1/responses/{response_id}": {"GET": responses.show_response, "DELETE": responses.delete_response},
+    "/v1/responses/{response_id}/cancel": {"POST": responses.cancel_response},
+    "/v1/responses/{response_id}/input_items": {"GET": responses.list_input},
     "/v1/messages": {"POST": messages.create_message},
     "/v1/messages/count_tokens": {"POST": messages.count_tokens},
     "/v1/models": {"GET": models.list_models},

@@ -33,7 +33,7 @@ class ResponseForm:
     Args:
         response: what is known of it before anything has come.
         keep: is given the response once it is complete.
-        describe: makes of a token's score what clients read; None where log-probabilities weren't asked for.
+        describe: makes of tokens' scores what clients read; None where log-probabilities weren't asked for.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ResponseForm:
         response: Response,
         *,
         keep: Callable[[Response], None],
-        describe: Callable[[TokenScore], TokenLogprob] | None = None,
+        describe: Callable[[Sequence[TokenScore]], list[TokenLogprob]] | None = None,
     ) -> None:
         self._response = response
         self._keep = keep
@@ -61,7 +61,7 @@ class ResponseForm:
         if self._describe is not None:
             self._scores += delta.tokens
         events = b""
-        for part in delta.parts:
+        for part in delta.parts or ():
             match part:
                 case parts.Reasoning(text):
                     events += self._enter(_OpenReasoning) + self._grow(text)
@@ -88,7 +88,7 @@ class ResponseForm:
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         (answer,) = answers
-        output = _items(answer, self._logprobs(_message_scores(answer, usage)))
+        output = _items(answer, _message_logprobs(answer, self._logprobs(answer.tokens)))
         return self._complete(output, answer.reason, usage).body
 
     def fault(self, error: ApiError) -> bytes:
@@ -134,7 +134,7 @@ class ResponseForm:
         return events
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> list[TokenLogprob]:
-        return [] if self._describe is None else [self._describe(score) for score in scores]
+        return [] if self._describe is None else self._describe(scores)
 
 
 def _items(answer: Answer, logprobs: list[TokenLogprob]) -> list[OutputItem]:
@@ -155,10 +155,21 @@ def _items(answer: Answer, logprobs: list[TokenLogprob]) -> list[OutputItem]:
     return items
 
 
-def _message_scores(answer: Answer, usage: Usage) -> Sequence[TokenScore]:
-    """The tokens of an answer's message: those after its reasoning. Those of calls can't be told apart, and stay."""
-    details = usage.completion_tokens_details
-    return answer.tokens[details.reasoning_tokens if details is not None else 0 :]
+def _message_logprobs(answer: Answer, logprobs: list[TokenLogprob]) -> list[TokenLogprob]:
+    """Those of the tokens that an answer's message consists of: neither of its reasoning nor of its calls."""
+    start = answer.text.rfind(answer.content)
+    if answer.content == answer.text or start < 0:  # all, or too scattered to be told apart
+        return logprobs
+    first = len(answer.text[:start].encode())
+    last = first + len(answer.content.encode())
+    found: list[TokenLogprob] = []
+    at = 0
+    for logprob in logprobs:
+        end = at + len(logprob.bytes or ())
+        if end > first and at < last:
+            found.append(logprob)
+        at = end
+    return found
 
 
 class _OpenItem(ABC):
