@@ -91,9 +91,7 @@ class GrammarChecker:
         limits = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
-            permitted = matcher.compute_bitmask()
-            if not matcher.is_error() and not any(permitted):
-                return "no answer matches it"
+            matcher.compute_bitmask()  # a grammar without answers is only an error now
         if not matcher.is_error():
             return ""
         if matcher.stop_reason() == "InternalError" and "<non-verbose/>" in matcher.get_error():
