@@ -90,6 +90,7 @@ def test_completions_too(model_folder: Path, tmp_path: Path) -> None:
     ("url", "body", "object"),
     [
         ("/v1/embeddings", {"input": ["one", "two"]}, "list"),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 16}, "response"),
     ],
 )
 def test_other_endpoints(model_folder: Path, tmp_path: Path, url: str, body: dict[str, Any], object: str) -> None:
