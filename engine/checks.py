@@ -16,7 +16,7 @@ Fault = tuple[FailureCode, str]
 
 MOST_TOP: Final = 128  # likeliest tokens that are reported in one place
 _MOST_SCORES: Final = 32 * 1024 * 1024  # bytes of prompt scores, which go out in one frame
-_LONGEST_GRAMMAR: Final = 1024 * 1024
+_LONGEST_GRAMMAR: Final = 4 * 1024 * 1024  # as in gateways, which also bound what makes compilation slow
 _MOST_BAD_WORD_TOKENS: Final = 65_536
 # Far beyond any use, and far within what float32 holds once logits are multiplied by it.
 _FARTHEST: Final = 1e6

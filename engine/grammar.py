@@ -20,9 +20,11 @@ from engine.config import ModelConfig
 TOKENIZER_FILE: Final = "tokenizer.json"
 _COMPILERS: Final = 2
 _KEPT: Final = 128
-# What one grammar may take: a lexer state is 1 to 2 kB, 14k units of lexer fuel or 20k items are about a millisecond.
+# llguidance follows rules on the stack: 3,000 that need each other overflow the usual 8 MiB, and 10,000 fit 64 MiB.
+_STACK: Final = 256 * 1024 * 1024
+# What one grammar may take: a lexer state is 1 to 2 kB; 14k units of lexer fuel, or 20k items, are a millisecond.
 _LIMITS: Final = LLParserLimits(
-    max_items_in_row=2000,
+    max_items_in_row=20_000,  # a choice among so many
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,
@@ -72,7 +74,7 @@ class Grammars:
         with self._lock:
             found = self._compiled.get(grammar)
             if found is None:
-                found = self._compiled[grammar] = self._pool.submit(self._compile, grammar)
+                found = self._compiled[grammar] = self._submit(grammar)
                 if len(self._compiled) > self._kept:
                     self._compiled.popitem(last=False)
             else:
@@ -82,6 +84,13 @@ class Grammars:
     def close(self) -> None:
         """Compile nothing more; whoever waits is told so by a `CancelledError`."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, grammar: str) -> "Future[LLMatcher]":
+        usual = threading.stack_size(_STACK)
+        try:
+            return self._pool.submit(self._compile, grammar)  # the first few of these start a thread each
+        finally:
+            threading.stack_size(usual)
 
     def _compile(self, grammar: str) -> LLMatcher:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)

@@ -108,6 +108,8 @@ class Worker:
         except _ParentGone as gone:
             log.warning("%s: stopping", gone)
         finally:
+            if self._engine.grammars:
+                self._engine.grammars.close()
             self._close()
 
     def drain(self) -> None:
