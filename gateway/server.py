@@ -250,6 +250,8 @@ class GatewayServer:
             await asyncio.wait({http, batches}, timeout=_GRACE)
             self._http.force_exit = True
         await self._batches.close()
+        for model in self._context.models.values():
+            model.close()
         batches.cancel()
         await self._process.stop(max(_GRACE, deadline - time.monotonic()))
 

@@ -1,5 +1,6 @@
 """How is ``/v1/chat/completions`` answered, and every other endpoint that is a chat in another dress?"""
 
+from dataclasses import replace
 from functools import partial
 
 from gateway.api.chat_form import ChatForm
@@ -24,11 +25,18 @@ async def chat_completions(context: Context, exchange: Exchange) -> None:
 
 
 async def answer_chat(
-    context: Context, exchange: Exchange, request: ChatCompletionRequest, form: Form, *, parts: bool = True
+    context: Context,
+    exchange: Exchange,
+    request: ChatCompletionRequest,
+    form: Form,
+    *,
+    parts: bool = True,
+    default_max_tokens: int | None = None,
 ) -> None:
     """Answer a chat request in the form of an endpoint.
 
-    Without ``parts`` the form is told of an answer's parts only where it can have others than content.
+    Without ``parts`` the form is told of an answer's parts only where it can have others than content. An answer that
+    the request sets no limit to has ``default_max_tokens``, or what the context has room for.
 
     Raises:
         ApiError: whatever kept the answers from being made, or from being completed.
@@ -38,9 +46,9 @@ async def answer_chat(
     model = context.model(request.model)
     exchange.model = model.name
     prompt = render_chat(model, request)
-    await Generation(context, exchange, model, request, form, await _plan(model, request, prompt, parts)).answer(
-        [prompt]
-    )
+    plan = await _plan(model, request, prompt, parts)
+    plan = replace(plan, default_max_tokens=default_max_tokens)
+    await Generation(context, exchange, model, request, form, plan).answer([prompt])
 
 
 async def _plan(model: ServedModel, request: ChatCompletionRequest, prompt: str, parts: bool) -> Plan:

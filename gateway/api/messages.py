@@ -18,7 +18,11 @@ async def create_message(context: Context, exchange: Exchange) -> None:
     thinking = request.thinking
     shown = thinking is None or thinking.display != "omitted"
     form = MessagesForm(request.model, exchange.request_id, show_thinking=shown)
-    await answer_chat(context, exchange, chat_request(request), form)
+    chat = chat_request(request)
+    chat.check()
+    # As at Anthropic, a limit that the context has no room for ends the answer where the context does.
+    limit, chat.max_completion_tokens = chat.max_completion_tokens, None
+    await answer_chat(context, exchange, chat, form, default_max_tokens=limit)
 
 
 async def count_tokens(context: Context, exchange: Exchange) -> None:

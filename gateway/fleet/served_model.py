@@ -56,6 +56,10 @@ class ServedModel:
         )
         return cls(hello, worker, tokenizer, template, dialect)
 
+    def close(self) -> None:
+        """Let go of the threads that check grammars."""
+        self.grammars.close()
+
 
 def _warm_up(template: ChatTemplate) -> None:
     """Render once, so that no request waits for the imports and the compilation of the first time."""

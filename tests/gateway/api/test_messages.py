@@ -409,3 +409,15 @@ def test_an_answer_in_the_shape_of_a_schema(agent_folder: Path) -> None:
                 messages=QUESTION,
                 output_config={"format": impossible},
             )
+
+
+def test_a_limit_beyond_the_context_ends_with_the_context(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder, script=lambda submit: [65] * 200) as gateway:
+            sent = {"model": "fake", "max_tokens": 32_000, "messages": [{"role": "user", "content": "hi"}]}
+            found = await gateway.post("/v1/messages", sent)
+            assert found.status == 200
+            assert found.json["stop_reason"] == "max_tokens"
+            assert found.json["usage"]["input_tokens"] + found.json["usage"]["output_tokens"] == 64
+
+    run(scenario())
