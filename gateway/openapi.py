@@ -70,7 +70,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", "/v1/models"): Operation(models.ModelList),
     ("GET", "/v1/models/{model}"): Operation(models.Model),
     ("GET", "/v1/files"): Operation(
-        files.Page[files.FileObject], query={**_PAGE, "purpose": {"enum": list(files.PURPOSES)}}
+        files.Page[files.FileObject], query={**_PAGE, "purpose": {"enum": [*files.PURPOSES, "batch_output"]}}
     ),
     ("POST", "/v1/files"): Operation(files.FileObject, upload=True),
     ("GET", "/v1/files/{file_id}"): Operation(files.FileObject),

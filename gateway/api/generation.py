@@ -62,6 +62,8 @@ class Generation:
         self._form = form
         self._plan = plan
         self._counters = context.metrics.model(exchange.path, model.name)
+        # Of work that nobody waits for, latencies say nothing.
+        self._observe = _unobserved if exchange.background else self._counters.intervals.observe
         self._choices: dict[int, Choice] = {}
         self._prompt_tokens = 0
         self._arrived = time.perf_counter()
@@ -164,7 +166,7 @@ class Generation:
     async def _send_as_it_comes(self, stream: OutputStream, outputs: Sequence[Output]) -> None:
         """Send the answers in events: one ``send`` for all that an engine step brought."""
         exchange, form = self._exchange, self._form
-        observe, clock = self._counters.intervals.observe, time.perf_counter
+        observe, clock = self._observe, time.perf_counter
         last = clock()
         await exchange.start_stream()
         open = len(self._choices)
@@ -193,7 +195,7 @@ class Generation:
 
     async def _send_whole(self, stream: OutputStream, outputs: Sequence[Output]) -> None:
         """Send the answers once they are all complete."""
-        observe, clock = self._counters.intervals.observe, time.perf_counter
+        observe, clock = self._observe, time.perf_counter
         last = clock()
         answers: list[Answer] = []
         while True:
@@ -232,14 +234,20 @@ class Generation:
 
     def _count_first_token(self) -> None:
         self._first = False
-        self._counters.first_token.observe(time.perf_counter() - self._arrived)
+        if not self._exchange.background:
+            self._counters.first_token.observe(time.perf_counter() - self._arrived)
         self._counters.prompt_tokens.inc(self._prompt_tokens)
 
     def _count_end(self) -> None:
         usage = self._usage()
         self._counters.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
         self._counters.output_tokens.inc(usage.completion_tokens)
-        self._counters.duration.observe(time.perf_counter() - self._arrived)
+        if not self._exchange.background:
+            self._counters.duration.observe(time.perf_counter() - self._arrived)
+
+
+def _unobserved(seconds: float) -> None:
+    """What a histogram does with what isn't to be in it."""
 
 
 async def abort_when_gone(exchange: Exchange, stream: OutputStream) -> None:

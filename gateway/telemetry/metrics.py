@@ -45,7 +45,7 @@ METRICS: Final[dict[str, Metric]] = {
     "penstock_requests_refused_total": Metric("counter", "Requests answered 429 because the queue was full."),
     "penstock_disconnects_total": Metric("counter", "Clients that left before their answer was complete."),
     "penstock_time_to_first_token_seconds": Metric(
-        "histogram", "From the request's last byte to the first token.", ("endpoint", "model")
+        "histogram", "From the request's last byte to the first token; lines of batches aside.", ("endpoint", "model")
     ),
     "penstock_inter_token_latency_seconds": Metric(
         "histogram", "Between two arrivals of tokens of one request, seen once per engine step.", ("model",)

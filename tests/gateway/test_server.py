@@ -42,12 +42,13 @@ class Served:
 
     def __init__(self, folder: Path, *words: str, temporary: Path | None = None, **fields: Any) -> None:
         sent = json.dumps({"port": 0, **fields})
+        environment = {**os.environ, "XDG_STATE_HOME": str(folder.parent / "state")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE, sent, str(folder), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "TMPDIR": str(temporary)} if temporary else None,
+            env=environment | ({"TMPDIR": str(temporary)} if temporary else {}),
         )
         self.port: int = fields.get("port", 0)
 
