@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from gateway.text import parts
 from gateway.wire.chat import TokenLogprob
 from gateway.wire.errors import ApiError
 from gateway.wire.generation import FinishReason, Usage
-from gateway.wire.responses_answer import Events, IncompleteDetails, Response, ResponseError, ResponseUsage
+from gateway.wire.responses_answer import Deltas, Events, IncompleteDetails, Response, ResponseError, ResponseUsage
 from gateway.wire.responses_items import (
     FunctionCall,
     ItemStatus,
@@ -66,9 +66,11 @@ class ResponseForm:
                 case parts.Reasoning(text):
                     events += self._enter(_OpenReasoning) + self._grow(text)
                 case parts.Content(text):
-                    if self._open is not None and not isinstance(self._open, _OpenMessage):
-                        self._scores = list(delta.tokens)  # what came before belongs to another item
-                    events += self._enter(_OpenMessage) + self._grow(text)
+                    if not isinstance(self._open, _OpenMessage):
+                        if self._open is not None:
+                            self._scores = list(delta.tokens)  # what came before belongs to another item
+                        events += self._enter(_OpenMessage)
+                    events += self._grow(text)
                 case parts.ToolCallBegin(_, name):
                     events += self._close() + self._begin(_OpenCall(self._events, len(self._output), name))
                 case parts.ToolCallArguments(_, text):
@@ -122,8 +124,10 @@ class ResponseForm:
 
     def _grow(self, text: str) -> bytes:
         assert self._open is not None, "a text comes after its item has begun"
+        if self._describe is None:
+            return self._open.grow(text, [])
         scores, self._scores = self._scores, []
-        return self._open.grow(text, self._logprobs(scores))
+        return self._open.grow(text, self._describe(scores))
 
     def _close(self, status: ItemStatus = "completed") -> bytes:
         if self._open is None:
@@ -202,9 +206,13 @@ class _OpenItem(ABC):
     def _item_event(self, type: str, item: OutputItem) -> bytes:
         return self._events.make(type, output_index=self._output_index, item=item)
 
+    def _place(self) -> dict[str, Any]:
+        """Where in the response the item's text is: in the only part of its content, unless it is a call."""
+        return {"item_id": self._id, "output_index": self._output_index, "content_index": 0}
+
     def _part_event(self, type: str, **fields: object) -> bytes:
-        """An event about the only part of the item's content."""
-        return self._events.make(type, item_id=self._id, output_index=self._output_index, content_index=0, **fields)
+        """An event about that part."""
+        return self._events.make(type, **self._place(), **fields)
 
 
 class _OpenMessage(_OpenItem):
@@ -215,6 +223,7 @@ class _OpenMessage(_OpenItem):
     def __init__(self, events: Events, output_index: int) -> None:
         super().__init__(events, output_index)
         self._logprobs: list[TokenLogprob] = []
+        self._deltas = Deltas(events, "response.output_text.delta", **self._place())
 
     def begin(self) -> bytes:
         item = Message(id=self._id, role="assistant", content=[], status="in_progress")
@@ -225,7 +234,7 @@ class _OpenMessage(_OpenItem):
     def grow(self, text: str, logprobs: list[TokenLogprob]) -> bytes:
         self._texts.append(text)
         self._logprobs += logprobs
-        return self._part_event("response.output_text.delta", delta=text, logprobs=logprobs)
+        return self._deltas.make(text, logprobs)
 
     def close(self, status: ItemStatus) -> tuple[bytes, OutputItem]:
         part = OutputText(self._text, logprobs=self._logprobs)
@@ -240,6 +249,10 @@ class _OpenReasoning(_OpenItem):
 
     prefix = "rs"
 
+    def __init__(self, events: Events, output_index: int) -> None:
+        super().__init__(events, output_index)
+        self._deltas = Deltas(events, "response.reasoning_text.delta", **self._place())
+
     def begin(self) -> bytes:
         return self._item_event(
             "response.output_item.added", Reasoning(id=self._id, status="in_progress")
@@ -247,7 +260,7 @@ class _OpenReasoning(_OpenItem):
 
     def grow(self, text: str, logprobs: list[TokenLogprob]) -> bytes:
         self._texts.append(text)
-        return self._part_event("response.reasoning_text.delta", delta=text)
+        return self._deltas.make(text)
 
     def close(self, status: ItemStatus) -> tuple[bytes, OutputItem]:
         part = ReasoningText(self._text)
@@ -266,6 +279,10 @@ class _OpenCall(_OpenItem):
         super().__init__(events, output_index)
         self._name = name
         self._call_id = new_id("call")
+        self._deltas = Deltas(events, "response.function_call_arguments.delta", **self._place())
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._id, "output_index": self._output_index}
 
     def _item(self, status: ItemStatus) -> FunctionCall:
         return FunctionCall(id=self._id, call_id=self._call_id, name=self._name, arguments=self._text, status=status)
@@ -275,17 +292,11 @@ class _OpenCall(_OpenItem):
 
     def grow(self, text: str, logprobs: list[TokenLogprob]) -> bytes:
         self._texts.append(text)
-        return self._events.make(
-            "response.function_call_arguments.delta", item_id=self._id, output_index=self._output_index, delta=text
-        )
+        return self._deltas.make(text)
 
     def close(self, status: ItemStatus) -> tuple[bytes, OutputItem]:
         item = self._item(status)
         events = self._events.make(
-            "response.function_call_arguments.done",
-            item_id=self._id,
-            output_index=self._output_index,
-            name=self._name,
-            arguments=item.arguments,
+            "response.function_call_arguments.done", **self._place(), name=self._name, arguments=item.arguments
         )
         return events + self._item_event("response.output_item.done", item), item
