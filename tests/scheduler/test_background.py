@@ -255,6 +255,20 @@ def test_what_rides_along_lengthens_steps_by_its_share() -> None:
     assert trace.end / foreground == pytest.approx(1.1, abs=0.01)
 
 
+def test_the_forecast_does_not_learn_from_it() -> None:
+    """A batch of one-token answers says nothing about how long a conversation will need its blocks."""
+
+    def admitted(batch: int, **settings: Any) -> int:
+        scheduler = make_scheduler(blocks=60, prefix_cache=False, **settings)
+        simulate(scheduler, [background(uid, 5, 1) for uid in range(batch)])
+        for uid in range(1000, 1040):
+            scheduler.add(make_request(uid, 16, 500), 0.0)
+        return len(run_step(scheduler).slices)
+
+    assert admitted(100) == admitted(0) > 0
+    assert admitted(100, background=False) > admitted(0)
+
+
 # -- whatever happens
 
 
