@@ -112,9 +112,9 @@ def own_fault(error: errors.ApiError, paths: Sequence[str]) -> errors.ApiError:
     if error.param is None:
         return error
     param = _own_param(error.param, paths)
-    message = error.message.replace(f"'{error.param}'", f"'{param}'").replace(
-        "lower max_tokens", "lower max_output_tokens"
-    )
+    message = error.message.replace(f"'{error.param}'", f"'{param}'")
+    message = re.sub(r"'response_format(\.json_schema)?", "'text.format", message)
+    message = message.replace("lower max_tokens", "lower max_output_tokens")
     return errors.ApiError(
         error.status, message, type=error.detail.type, code=error.code or "", param=param, headers=error.headers
     )
@@ -126,7 +126,7 @@ _RENAMED: Final = (
     (r"^reasoning_effort$", "reasoning.effort"),
     (r"^response_format(\.json_schema)?", "text.format"),
     (r"^tool_choice\.allowed_tools\.", "tool_choice."),
-    (r"^(tools|tool_choice)(.*)\.function\b", r"\1\2"),
+    (r"^(tools\.\d+|tool_choice(?:\.tools\.\d+)?)\.function\b", r"\1"),
 )
 
 

@@ -138,6 +138,7 @@ def test_tools() -> None:
         ("response_format.json_schema.schema", "text.format.schema"),
         ("tools.3.function.parameters", "tools.3.parameters"),
         ("tools", "tools"),
+        ("tools.3.function.parameters.properties.function.type", "tools.3.parameters.properties.function.type"),
         ("tool_choice.function.name", "tool_choice.name"),
         ("tool_choice.allowed_tools.tools.2.function.name", "tool_choice.tools.2.name"),
         ("temperature", "temperature"),
@@ -156,3 +157,12 @@ def test_errors_of_no_field_stay_as_they_are() -> None:
     found = own_fault(long, [])
     assert (found.param, found.code) == ("max_output_tokens", "context_length_exceeded")
     assert found.message.endswith("lower max_output_tokens.")
+
+
+def test_a_shape_that_is_said_twice() -> None:
+    asked = request(structured_outputs={"regex": "a"}, text={"format": {"type": "json_object"}})
+    with pytest.raises(ApiError) as raised:
+        chat_request(asked, [ChatMessage(role="user", content="x")]).check()
+    error = own_fault(raised.value, ["input"])
+    assert "'text.format'" in error.message and "'structured_outputs.regex'" in error.message
+    assert "response_format" not in error.message
