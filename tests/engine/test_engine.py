@@ -95,3 +95,36 @@ def test_no_model_means_the_demo_model(caplog: pytest.LogCaptureFixture) -> None
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFault, match=r"config\.json"):
         Engine.build(options(tmp_path), silent)
+
+
+def test_a_grammar_ends_with_the_models_end_whatever_is_ignored(engine: Engine) -> None:
+    assert engine.stop_ids(Sampling(max_tokens=1, ignore_eos=True, grammar="start: /x/")) == {2}
+
+
+def test_who_can_draw_nothing_is_told_and_the_others_go_on(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=4, allowed_token_ids=(9,), bad_words=((9, 9),))
+    stuck = job(1, sampling=sampling, constraint=engine.constraint(sampling))
+    engine.add(stuck)
+    engine.add(job(2))
+    drawn: list[int] = []
+    reasons: list[str] = []
+    while engine.busy:
+        outcome = engine.step()
+        assert outcome is not None
+        drawn += [made.job.uid for made in outcome.drawn]
+        reasons += [reason for ended, reason in outcome.stuck if ended is stuck]
+    assert sorted(drawn) == [1, 2, 2, 2, 2]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("after 1 tokens, there is none left that the request may draw")
+    assert engine.load(0.0).kv_used == 0
+
+
+def test_embeddings_come_beside_the_tokens_of_others(engine: Engine) -> None:
+    ours = job(1, embed="last", max_tokens=1, max_len=4)
+    engine.add(ours)
+    engine.add(job(2))
+    outcome = engine.step()
+    assert outcome is not None
+    assert ([made.job.uid for made in outcome.drawn], outcome.embedded) == ([2], [ours])
+    assert ours.pooler is not None and len(ours.pooler.result()) == 4 * engine.config.hidden_size
+    engine.abort(2)
