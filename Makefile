@@ -7,7 +7,7 @@ ARGS ?=
 VLLM_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve chat test lint typecheck unit fuzz demo-model bench-engine bench-constrained bench-tokenize clean
+.PHONY: help serve chat test lint typecheck unit fuzz demo-model bench-engine bench-constrained bench-tokenize bench-batch clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench-constrained: $(VENV)/.dev  ## what grammars cost the neighbours in a batch
 
 bench-tokenize: $(VENV)/.dev  ## what a turn of a long chat costs to tokenise
 	$(BIN)/python -m bench.tokenize $(ARGS)
+
+bench-batch: $(VENV)/.dev  ## how much later first tokens come because a batch runs beside
+	$(BIN)/python -m bench.beside_batch $(ARGS)
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* *.egg-info build dist
