@@ -142,7 +142,7 @@ class Choice:
                 case ToolCallArguments():
                     self._calls[part.index][1].append(part.text)
             if self.reasoning_tokens is None and self._reasoning and not isinstance(part, Reasoning):
-                self.reasoning_tokens = self.completion_tokens
+                self.reasoning_tokens = self.completion_tokens - 1  # the token that came last is what this part is of
         return parts
 
     def _complete(self, reason: FinishReason) -> None:

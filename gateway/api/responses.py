@@ -33,7 +33,7 @@ async def create_response(context: Context, exchange: Exchange) -> None:
     conversation = read_conversation(request, store)
 
     def keep(response: Response) -> None:
-        if response.store:
+        if response.store and not exchange.background:  # a batch's answers are kept in its files
             store.put(response, conversation.input)
 
     response = Response.under_way(

@@ -8,7 +8,7 @@ import msgspec
 from gateway.wire import errors
 from gateway.wire.completions import prompts_of
 from gateway.wire.decode import BodyDecoder
-from gateway.wire.generation import INT64, Refusal, check_range
+from gateway.wire.generation import INT64, Refusal, check_range, check_refused
 
 MAX_INPUTS: Final = 2048
 
@@ -44,9 +44,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
         Raises:
             ApiError: 400, with the first field that is out of range or unsupported.
         """
-        for field, refusal in self.refused.items():
-            if getattr(self, field) not in refusal.neutral:
-                raise errors.unsupported_parameter(field, refusal.reason)
+        check_refused(self, self.refused)
         check_range("dimensions", self.dimensions, 1, INT64 - 1)
         check_range("priority", self.priority, -INT64, INT64 - 1)
         if self.truncate_prompt_tokens != -1:

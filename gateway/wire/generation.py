@@ -35,6 +35,23 @@ class Refusal(NamedTuple):
     reason: str
 
 
+def check_refused(struct: msgspec.Struct, refused: Mapping[str, Refusal], path: str = "") -> None:
+    """Refuse the fields of ``struct``, which is at ``path``, that don't have one of their neutral values.
+
+    A dot in a field's name leads into an object; an underscore at its end is not part of the name on the wire.
+
+    Raises:
+        ApiError: 400, with the path of the first one.
+    """
+    for field, refusal in refused.items():
+        value: Any = struct
+        for name in field.split("."):
+            value = getattr(value, name, None)  # of an object that wasn't sent, nothing was
+        if value not in refusal.neutral:
+            name = field.rstrip("_")
+            raise errors.unsupported_parameter(f"{path}.{name}" if path else name, refusal.reason)
+
+
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``include_usage`` asks for one more chunk, which carries the usage and no choices.
 
@@ -217,9 +234,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         Raises:
             ApiError: 400, with the first field that is out of range or unsupported.
         """
-        for field, refusal in self.refused.items():
-            if getattr(self, field) not in refusal.neutral:
-                raise errors.unsupported_parameter(field, refusal.reason)
+        check_refused(self, self.refused)
         if self.stream_options is not None and not self.stream:
             raise errors.invalid_value("stream_options", "only a request with 'stream': true has any")
         limit_field, limit = self.answer_limit()

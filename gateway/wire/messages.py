@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.wire import errors
 from gateway.wire.decode import BodyDecoder
-from gateway.wire.generation import Refusal
+from gateway.wire.generation import Refusal, check_refused
 from gateway.wire.messages_history import ContentBlock, MessageParam, check_conversation, check_text
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -246,17 +246,6 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
         super().check()
         if self.temperature is not None and not 0 <= self.temperature <= 1:
             raise errors.invalid_value("temperature", f"{self.temperature} is not a number from 0 to 1")
-
-
-def check_refused(struct: msgspec.Struct, refused: Mapping[str, Refusal], path: str = "") -> None:
-    """Refuse fields of ``struct``, which is at ``path``, that are not neutral.
-
-    Raises:
-        ApiError: 400, for the first of them.
-    """
-    for field, refusal in refused.items():
-        if getattr(struct, field) not in refusal.neutral:
-            raise errors.unsupported_parameter(f"{path}.{field}" if path else field, refusal.reason)
 
 
 decoder: BodyDecoder[MessagesRequest] = BodyDecoder(MessagesRequest)

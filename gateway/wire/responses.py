@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.wire import errors
 from gateway.wire.decode import BodyDecoder
-from gateway.wire.generation import INT64, MAX_LOGPROBS, Refusal, StructuredOutputs, check_range
+from gateway.wire.generation import INT64, MAX_LOGPROBS, Refusal, StructuredOutputs, check_range, check_refused
 
 LOGPROBS: Final = "message.output_text.logprobs"
 INCLUDES: Final[Mapping[str, str]] = {
@@ -107,7 +107,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True, rename={"async_": "async"}
             )
         if self.name is None:
             raise errors.missing_field(f"{path}.name")
-        check_refused(self, self.refused, f"{path}.")
+        check_refused(self, self.refused, path)
 
 
 class ChosenTool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -274,20 +274,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
             tool.check(f"tools.{index}")
         if isinstance(self.tool_choice, ToolChoice):
             self.tool_choice.check()
-
-
-def check_refused(request: msgspec.Struct, refused: Mapping[str, Refusal], prefix: str = "") -> None:
-    """Refuse the fields that don't have one of their neutral values; a dot in a name leads into an object.
-
-    Raises:
-        ApiError: 400, with the path of the first one.
-    """
-    for path, refusal in refused.items():
-        value: Any = request
-        for name in path.split("."):
-            value = getattr(value, name, None)  # of an object that wasn't sent, nothing was
-        if value not in refusal.neutral:
-            raise errors.unsupported_parameter(f"{prefix}{path.rstrip('_')}", refusal.reason)
 
 
 decoder: BodyDecoder[ResponsesRequest] = BodyDecoder(ResponsesRequest)

@@ -47,7 +47,7 @@ def _one_line(body: bytes) -> bytes:
 
 
 class _ChunkStream(Generic[ChunkT]):
-    """What the streams of both endpoints share: ``chunk`` is the chunk that all events are made from, without choices."""
+    """What the streams of both endpoints share: ``chunk`` is what all events are made from, a chunk without choices."""
 
     __slots__ = ("_around", "_chunk")
 
