@@ -140,6 +140,14 @@ def test_a_row_draws_the_same_token_in_any_batch(dtype: torch.dtype) -> None:
     assert together == alone
 
 
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 1e4, 1e30])
+@pytest.mark.parametrize("temperature", [1e-40, 1e-3, 1.0, 1e6])
+def test_extreme_temperatures_and_logits_overtake_nobody(spread: float, temperature: float) -> None:
+    """The race's float32 bound may let losers through to the exact comparison, but must stop no winner."""
+    logits = spread * torch.randn(8, 3000, generator=torch.Generator().manual_seed(8))
+    assert_same(logits, rows(8, temperature=torch.full((8,), temperature)))
+
+
 def test_frequencies_are_the_probabilities() -> None:
     count = 40_000
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.0999, 0.0001])
