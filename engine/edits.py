@@ -52,9 +52,11 @@ class Edits:
         self._places: dict[int, int] = {}
         self._counts: dict[int, int] = {}
         for token in known:
-            self._scale[self._place(int(token))] = sampling.repetition_penalty
+            place = self._place(int(token))
+            self._scale[place] = sampling.repetition_penalty
         for token, bias in sampling.logit_bias.items():
-            self._offset[self._place(token)] = bias
+            place = self._place(token)  # first: it may replace the arrays
+            self._offset[place] = bias
         self._stops = [self._place(token) for token in stop_ids] if sampling.min_tokens > 0 else []
         # Words of one token are banned always, longer ones where the answer ends in all of them but the last token.
         self._bad_ends = [self._place(word[0]) for word in sampling.bad_words if len(word) == 1]

@@ -155,3 +155,11 @@ def test_counting_as_it_comes_equals_counting_all(
         assert scale[token] == (repetition if token in said or token in given_prompt else 1.0)
         assert offset[token] == bias.get(token, 0.0) - (presence + frequency * count if count else 0.0)
     assert offset[0] == float("-inf")
+
+
+def test_many_biases_all_hold() -> None:
+    biases = {token: float(token % 100) for token in range(500)}
+    edits = Edits.of(Sampling(max_tokens=1, logit_bias=biases), [1, 2], ())
+    assert edits is not None
+    row = edits.row([1, 2], stops_banned=False)
+    assert dict(zip(row.tokens.tolist(), row.offset.tolist(), strict=True)) == biases
