@@ -115,7 +115,8 @@ class Scheduler(Generic[R]):
 
         Args:
             plan: what `schedule` returned last.
-            sampled: one token for each slice that samples, in the plan's order.
+            sampled: one token for each slice that samples, in the plan's order. Below 0: it draws none, and its request
+                is over (it wanted no answer, an embedding for instance).
             now: when the step ended.
             seconds: how long it took; `StepTime` learns from it.
 
@@ -143,6 +144,9 @@ class Scheduler(Generic[R]):
                 continue
             if state == PREFILL:
                 self._begin_decode(request, now)
+            if token < 0:
+                self._end(request)
+                continue
             tokens = request.tokens
             tokens.append(token)
             request.due += request.tpot

@@ -21,7 +21,7 @@ def output_scores(output: Output) -> list[TokenScore]:
     if not output.top_tokens:
         return [TokenScore(id, finite(logprob)) for id, logprob in zip(output.tokens, output.logprobs, strict=True)]
     return [
-        TokenScore(id, finite(logprob), tuple(zip(ids, map(finite, logprobs), strict=True)))
+        TokenScore(id, finite(logprob), _likeliest(ids, logprobs))
         for id, logprob, ids, logprobs in zip(
             output.tokens, output.logprobs, output.top_tokens, output.top_logprobs, strict=True
         )
@@ -36,8 +36,13 @@ def prompt_scores(prompt: Sequence[int], found: PromptScores) -> list[TokenScore
     tops = np.frombuffer(found.top_logprobs, "<f4").reshape(len(logprobs), found.top).tolist()
     scores = [TokenScore(prompt[0], nan)]
     for token, logprob, rank, row, row_logprobs in zip(prompt[1:], logprobs, ranks, ids, tops, strict=True):
-        scores.append(TokenScore(token, finite(logprob), tuple(zip(row, map(finite, row_logprobs), strict=True)), rank))
+        scores.append(TokenScore(token, finite(logprob), _likeliest(row, row_logprobs), rank))
     return scores
+
+
+def _likeliest(ids: Sequence[int], logprobs: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens; where fewer are possible at all, the rest of the ids is below 0."""
+    return tuple((id, finite(logprob)) for id, logprob in zip(ids, logprobs, strict=True) if id >= 0)
 
 
 def finite(logprob: float) -> float:

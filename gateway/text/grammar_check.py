@@ -88,7 +88,7 @@ class GrammarChecker:
         except ConstraintError as error:
             return str(error)
         # The limits are the worker's, in engine.grammar.
-        limits = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+        limits = LLParserLimits(max_items_in_row=20_000, max_lexer_states=50_000, verbose_errors=False)
         matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()  # a grammar without answers is only an error now

@@ -581,3 +581,17 @@ def test_integrity_faults_are_found() -> None:
     lost = request.blocks.pop()
     with pytest.raises(IntegrityError, match=f"block {lost} counts 1 holders"):
         scheduler.check_integrity()
+
+
+def test_a_request_that_draws_no_token_is_over() -> None:
+    scheduler = make_scheduler(block_size=4)
+    embedded, answered = make_request(1, 9, output=1), make_request(2, 5, output=2)
+    scheduler.add(embedded, 0.0)
+    scheduler.add(answered, 0.0)
+    plan = scheduler.schedule(0.0)
+    scheduler.commit(plan, [-1 if piece.request is embedded else 7 for piece in plan.slices], 0.1, 0.1)
+    scheduler.check_integrity()
+    report = scheduler.load(0.1)
+    assert (report.running, report.output_tokens_total) == (1, 1)
+    assert embedded.tokens == embedded.tokens[:9] and embedded.blocks == []
+    assert scheduler.pool.probe(embedded.hashes) == 2  # what it computed is found by others
