@@ -35,10 +35,17 @@ def test_the_curl_example_sends_json_to_an_endpoint() -> None:
     assert set(body) == {"model", "messages"}
 
 
-def test_the_python_example_parses_and_both_examples_ask_the_same_model() -> None:
-    (example,) = blocks("python")
-    ast.parse(example)
-    assert re.findall(r'\bmodel(?:="|": ")([\w-]+)"', TEXT) == ["penstock-demo", "penstock-demo"]
+def test_the_python_examples_parse_and_all_examples_ask_the_same_model() -> None:
+    examples = blocks("python")
+    assert len(examples) == 2
+    for example in examples:
+        ast.parse(example)
+    assert set(re.findall(r'\bmodel(?:="|": ")([\w-]+)"', TEXT)) == {"penstock-demo"}
+
+
+def test_every_endpoint_that_it_names_is_there() -> None:
+    named = set(re.findall(r"`(/[\w/.-]+)`", TEXT))
+    assert {"/v1/responses", "/openapi.json"} <= named <= set(ROUTES)
 
 
 def test_every_figure_was_measured() -> None:

@@ -71,9 +71,12 @@ def test_it_names_its_model(demo: Serving) -> None:
 
 def test_the_readmes_examples_run_as_they_stand(demo: Serving) -> None:
     readme = (REPOSITORY / "README.md").read_text().replace("http://127.0.0.1:8000", demo.url)
-    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    first, second = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, check=True)
     assert done.stdout == "12\n"
+    done = subprocess.run([sys.executable, "-c", second], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", second, re.MULTILINE)
+    assert len(done.stdout.splitlines()) == 3
     (curl,) = re.findall(r"```sh\n(curl .*?)```", readme, re.DOTALL)
     answer = json.loads(subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True).stdout)
     assert answer["choices"][0]["message"]["content"] == "65 euros"
