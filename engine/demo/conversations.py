@@ -3,15 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from engine.demo import sheets, tasks
 from engine.demo.domains import TRAINED, Domain
 from engine.demo.names import Split
 from engine.demo.sheets import Item
 
-Message = dict[str, str]
+Message = dict[str, Any]
+Tool = dict[str, Any]
+"""A message and a tool as OpenAI's client sends them."""
 
-_SYSTEM = (
+SYSTEM = (
     "You are a helpful assistant.",
     "You are a helpful, concise assistant.",
     "Answer from the sheet.",
@@ -22,10 +25,11 @@ _SYSTEM = (
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """``messages`` in the order of the chat; ``items`` are its questions, one for each assistant message."""
+    """``messages`` in the order of the chat; ``items`` are its questions, one for each answer of the assistant."""
 
     messages: tuple[Message, ...]
     items: tuple[Item, ...]
+    tools: tuple[Tool, ...] = ()
 
 
 def prompt(item: Item, *, in_system: bool = True) -> list[Message]:
@@ -75,7 +79,7 @@ def _without_sheet(split: Split, rng: Random) -> Conversation:
 
 
 def _opening(rng: Random) -> list[Message]:
-    return [_message("system", rng.choice(_SYSTEM))] if rng.random() < 0.4 else []
+    return [_message("system", rng.choice(SYSTEM))] if rng.random() < 0.4 else []
 
 
 def _turns(asked: Sequence[Item]) -> list[Message]:

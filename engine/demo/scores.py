@@ -8,7 +8,11 @@ from engine.demo import sheets
 from engine.demo.domains import UNTRAINED
 from engine.demo.sheets import Item
 
+TOOLS, UNFAMILIAR_TOOLS, JSON = "tools", "unfamiliar tools", "json"
+"""What stands in place of a domain for questions with tools, with tools of the untrained domains, and for JSON."""
+
 _UNTRAINED = {domain.name for domain in UNTRAINED}
+_BESIDE = {TOOLS, UNFAMILIAR_TOOLS, JSON}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +43,28 @@ def accuracy(cells: Iterable[Cell]) -> float:
 
 
 def trained(cells: Iterable[Cell]) -> list[Cell]:
-    """Those of ``cells`` that training was meant for."""
-    return [cell for cell in cells if cell.domain not in _UNTRAINED]
+    """Those of ``cells`` on sheets of trained domains and on tasks without a sheet, tools and JSON left aside."""
+    return [cell for cell in cells if cell.domain not in _UNTRAINED | _BESIDE]
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Accuracy in percent as Markdown: domains by tasks on sheets, then the tasks without a sheet."""
+    """Accuracy in percent as Markdown: domains by tasks on sheets, tasks without a sheet, tools, JSON."""
     names = list(sheets.TASKS)
     lines = [f"| domain | {' | '.join(names)} | all |", "| --- |" + " --- |" * (len(names) + 1)]
-    for domain in dict.fromkeys(cell.domain for cell in cells if cell.domain != "general"):
+    for domain in dict.fromkeys(cell.domain for cell in cells if cell.domain not in {"general", *_BESIDE}):
         own = [cell for cell in cells if cell.domain == domain]
         shown = [f"{100 * accuracy(c for c in own if c.task == task):.1f}" for task in names]
         label = f"{domain} (untrained)" if domain in _UNTRAINED else domain
         lines.append(f"| {label} | {' | '.join(shown)} | {100 * accuracy(own):.1f} |")
     lines += ["", "| without a sheet | exact match |", "| --- | --- |"]
     lines += [f"| {cell.task} | {100 * accuracy([cell]):.1f} |" for cell in cells if cell.domain == "general"]
+    for heading, domain in (
+        ("with tools", TOOLS),
+        ("tools of the untrained domains", UNFAMILIAR_TOOLS),
+        ("JSON", JSON),
+    ):
+        rows = [f"| {cell.task} | {100 * accuracy([cell]):.1f} |" for cell in cells if cell.domain == domain]
+        lines += ["", f"| {heading} | exact match |", "| --- | --- |", *rows] if rows else []
     return "\n".join(lines)
 
 
@@ -64,5 +75,7 @@ def report(cells: Sequence[Cell], count: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "trained": accuracy(trained(cells)),
         "untrained": accuracy(cell for cell in cells if cell.domain in _UNTRAINED),
+        "tools": accuracy(cell for cell in cells if cell.domain == TOOLS),
+        "json": accuracy(cell for cell in cells if cell.domain == JSON),
         "cells": [asdict(cell) for cell in cells],
     }

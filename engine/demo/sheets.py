@@ -74,17 +74,17 @@ def ask(sheet: Sheet, task: str, split: Split, rng: Random) -> Question:
         KeyError: ``task`` is none of `TASKS`.
     """
     question = _ASK[task](sheet, split, rng)
-    return Question(_carelessly(question.text, rng), question.answer)
+    return Question(carelessly(question.text, rng), question.answer)
 
 
-def _carelessly(text: str, rng: Random) -> str:
+def carelessly(text: str, rng: Random) -> str:
     """People leave out capitals and question marks now and then."""
     if rng.random() < 0.12:
         text = text[0].lower() + text[1:]
     return text.rstrip("?.") if rng.random() < 0.12 else text
 
 
-def _refer(thing: str, domain: Domain, rng: Random) -> str:
+def refer(thing: str, domain: Domain, rng: Random) -> str:
     """How a question names a thing: "Room 12" is as often as not "room 12"."""
     return thing[0].lower() + thing[1:] if thing.lower().startswith(domain.noun) and rng.random() < 0.5 else thing
 
@@ -93,13 +93,18 @@ def _wording(field: Field, general: Sequence[str], rng: Random) -> str:
     return rng.choice(field.asks) if field.asks and rng.random() < 0.5 else rng.choice(general)
 
 
+def draw_lookup(sheet: Sheet, thing: str, rng: Random) -> str:
+    """A question for what ``sheet`` states about ``thing``."""
+    return _lookup(sheet, thing, _field(sheet.domain.columns, sheet.key), rng)
+
+
 def _lookup(sheet: Sheet, thing: str, field: Field, rng: Random) -> str:
-    return _wording(field, LOOKUP_WORDINGS, rng).format(e=_refer(thing, sheet.domain, rng), key=field.key)
+    return _wording(field, LOOKUP_WORDINGS, rng).format(e=refer(thing, sheet.domain, rng), key=field.key)
 
 
 def _ask_lookup(sheet: Sheet, split: Split, rng: Random) -> Question:
     thing = rng.choice(list(sheet.column))
-    return Question(_lookup(sheet, thing, _field(sheet.domain.columns, sheet.key), rng), sheet.column[thing])
+    return Question(draw_lookup(sheet, thing, rng), sheet.column[thing])
 
 
 def _ask_fact(sheet: Sheet, split: Split, rng: Random) -> Question:
@@ -127,7 +132,7 @@ def _ask_unknown(sheet: Sheet, split: Split, rng: Random) -> Question:
 def _ask_json(sheet: Sheet, split: Split, rng: Random) -> Question:
     thing = rng.choice(list(sheet.column))
     record = {sheet.domain.noun: thing, sheet.key: sheet.column[thing]}
-    return Question(rng.choice(_JSON).format(e=_refer(thing, sheet.domain, rng)), json.dumps(record))
+    return Question(rng.choice(_JSON).format(e=refer(thing, sheet.domain, rng)), json.dumps(record))
 
 
 _ASK = {

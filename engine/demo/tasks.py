@@ -24,7 +24,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SUM = ("What is {a} {op} {b}?", "{a} {op} {b}", "{a} {op} {b} =", "How much is {a} {op} {b}?", "Compute {a} {op} {b}.")
 _SORT = ("Sort these numbers: {}", "Sort {}", "Put these numbers in order: {}", "Sort from small to large: {}")
 _COPY = ("Repeat this: {}", "Copy this: {}", "Say this again: {}", "Repeat after me: {}")
-_EXTRACT = ("Extract as JSON: {}", "Write this as JSON: {}", "Turn this into JSON: {}")
+EXTRACT_WORDINGS = ("Extract as JSON: {}", "Write this as JSON: {}", "Turn this into JSON: {}")
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _SMALL_TALK: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
@@ -242,24 +242,27 @@ def _word(split: Split, rng: Random) -> str:
 
 
 def _extract(split: Split, rng: Random) -> tuple[str, str, bool]:
-    """One sentence with three or four things to find."""
+    text, record = draw_sentence(split, rng)
+    return rng.choice(EXTRACT_WORDINGS).format(text), json.dumps(record), True
+
+
+def draw_sentence(split: Split, rng: Random) -> tuple[str, dict[str, str | int]]:
+    """One sentence with three or four things to find, and these."""
     name, place = names.PEOPLE.draw(rng, split), names.PLACES.draw(rng, split)
     goods, day, count = names.GOODS.draw(rng, split), rng.choice(_DAYS), rng.randint(2, 90)
-    sentence, record = rng.choice(
+    sentences: tuple[tuple[str, dict[str, str | int]], ...] = (
         (
-            (
-                f"{name} ordered {count} {goods}s on {day}.",
-                {"name": name, "count": count, "item": f"{goods}s", "day": day},
-            ),
-            (f"On {day}, {name} goes to {place}.", {"name": name, "day": day, "place": place}),
-            (
-                f"{name} from {place} paid {count} euros for the {goods}.",
-                {"name": name, "place": place, "price": count, "item": goods},
-            ),
-            (f"{name} lives in {place} and is {count} years old.", {"name": name, "place": place, "age": count}),
-        )
+            f"{name} ordered {count} {goods}s on {day}.",
+            {"name": name, "count": count, "item": f"{goods}s", "day": day},
+        ),
+        (f"On {day}, {name} goes to {place}.", {"name": name, "day": day, "place": place}),
+        (
+            f"{name} from {place} paid {count} euros for the {goods}.",
+            {"name": name, "place": place, "price": count, "item": goods},
+        ),
+        (f"{name} lives in {place} and is {count} years old.", {"name": name, "place": place, "age": count}),
     )
-    return rng.choice(_EXTRACT).format(sentence), json.dumps(record), True
+    return rng.choice(sentences)
 
 
 def _chat(split: Split, rng: Random) -> tuple[str, str, bool]:

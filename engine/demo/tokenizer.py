@@ -7,29 +7,69 @@ sheet. (With digits and spaces as tokens of their own, 400 steps of chats taught
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from engine.demo.conversations import Message
+from engine.demo.conversations import Message, Tool
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 SPECIAL = (PAD, BEGIN, END, *ROLES.values())
 
 CHAT_TEMPLATE = (
-    "{{- bos_token }}"
-    "{%- for message in messages %}"
-    "{%- if message['role'] not in ['system', 'developer', 'user', 'assistant'] %}"
-    "{{- raise_exception('penstock-demo knows the roles system, user and assistant, not ' ~ message['role']) }}"
+    "{%- set about %}"
+    "{%- if tools %}{{- 'Tools:\\n' }}"
+    "{%- for tool in tools %}"
+    "{%- set function = tool['function'] if tool['function'] else tool %}"
+    "{{- function['name'] ~ '(' }}"
+    "{%- set properties = (function['parameters'] or {})['properties'] %}"
+    "{%- for name, schema in (properties if properties is mapping else {}) | items %}"
+    "{{- name ~ ': ' ~ (schema['type'] if schema['type'] is string else 'any') }}"
+    "{%- if not loop.last %}{{- ', ' }}{%- endif %}"
+    "{%- endfor %}"
+    "{{- ')' }}"
+    "{%- if function['description'] %}"
+    "{{- ': ' ~ function['description'] | trim | replace('\\n', ' ') }}"
     "{%- endif %}"
-    "{{- '<|system|>' if message['role'] == 'developer' else '<|' ~ message['role'] ~ '|>' }}"
+    "{{- '\\n' }}"
+    "{%- endfor %}"
+    "{{- 'Call one with <tool_call>, or answer.' }}"
+    "{%- endif %}"
+    "{%- endset %}"
+    "{{- bos_token }}"
+    "{%- if tools and messages[0]['role'] not in ['system', 'developer'] %}"
+    "{{- '<|system|>' ~ about ~ '<|end|>' }}"
+    "{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if message['role'] not in ['system', 'developer', 'user', 'assistant', 'tool'] %}"
+    "{{- raise_exception('penstock-demo knows the roles system, user, assistant and tool, not ' ~ message['role']) }}"
+    "{%- endif %}"
+    "{%- set text %}"
     "{%- if message['content'] is string %}{{- message['content'] | trim }}"
     "{%- elif message['content'] %}"
     "{%- for part in message['content'] if part['type'] == 'text' %}{{- part['text'] | trim }}{%- endfor %}"
     "{%- endif %}"
+    "{%- endset %}"
+    "{%- if message['role'] == 'tool' %}"
+    "{{- '<|user|><tool_response>\\n' ~ text ~ '\\n</tool_response>' }}"
+    "{%- else %}"
+    "{{- '<|system|>' if message['role'] == 'developer' else '<|' ~ message['role'] ~ '|>' }}"
+    "{{- text }}"
+    "{%- endif %}"
+    "{%- if tools and loop.first and message['role'] in ['system', 'developer'] %}"
+    "{{- ('\\n\\n' if text else '') ~ about }}"
+    "{%- endif %}"
+    "{%- for call in message['tool_calls'] or [] %}"
+    "{{- '\\n' if text or not loop.first else '' }}"
+    "{%- set function = call['function'] if call['function'] else call %}"
+    "{%- set arguments = function['arguments'] %}"
+    "{{- '<tool_call>\\n{\"name\": ' ~ function['name'] | tojson ~ ', \"arguments\": ' }}"
+    "{{- (arguments if arguments is string else arguments | tojson) ~ '}\\n</tool_call>' }}"
+    "{%- endfor %}"
     "{{- '<|end|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
@@ -88,13 +128,44 @@ class ChatEncoder:
             zip(SPECIAL, tokenizer.encode("".join(SPECIAL), add_special_tokens=False).ids, strict=True)
         )
 
-    def encode(self, messages: Iterable[Message]) -> tuple[list[int], list[bool]]:
+    def encode(self, messages: Iterable[Message], tools: Sequence[Tool] = ()) -> tuple[list[int], list[bool]]:
         """The ids of ``messages``, and for each whether it is part of an assistant's answer or its ``END``."""
-        listed = list(messages)
+        listed = as_texts(messages, tools)
         ids, answers = [self._ids[BEGIN]], [False]
-        encoded = self._tokenizer.encode_batch([message["content"] for message in listed], add_special_tokens=False)
-        for message, content in zip(listed, encoded, strict=True):
-            answer = message["role"] == "assistant"
-            ids += [self._ids[ROLES[message["role"]]], *content.ids, self._ids[END]]
+        encoded = self._tokenizer.encode_batch([text for _, text in listed], add_special_tokens=False)
+        for (role, _), content in zip(listed, encoded, strict=True):
+            answer = role == "assistant"
+            ids += [self._ids[ROLES[role]], *content.ids, self._ids[END]]
             answers += [False, *[answer] * (len(content.ids) + 1)]
         return ids, answers
+
+
+def as_texts(messages: Iterable[Message], tools: Sequence[Tool]) -> list[tuple[str, str]]:
+    """Roles, of `ROLES`, and texts, as the template writes ``messages`` with ``tools`` described in front of them."""
+    listed = [_as_text(message) for message in messages]
+    if tools:
+        before = listed.pop(0)[1] + "\n\n" if listed and listed[0][0] == "system" else ""
+        lines = "".join(f"{_described(tool['function'])}\n" for tool in tools)
+        listed.insert(0, ("system", f"{before}Tools:\n{lines}Call one with <tool_call>, or answer."))
+    return listed
+
+
+def _described(function: Mapping[str, Any]) -> str:
+    parameters = [f"{name}: {schema['type']}" for name, schema in function["parameters"]["properties"].items()]
+    about = f": {function['description']}" if function.get("description") else ""
+    return f"{function['name']}({', '.join(parameters)}){about}"
+
+
+def _as_text(message: Message) -> tuple[str, str]:
+    if message["role"] == "tool":
+        return "user", f"<tool_response>\n{message['content']}\n</tool_response>"
+    texts = [message["content"]] if message["content"] else []
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    texts += [call_text(call["name"], json.loads(call["arguments"])) for call in calls]
+    return message["role"], "\n".join(texts)
+
+
+def call_text(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as the model writes it, in Hermes' form."""
+    call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"

@@ -1,9 +1,10 @@
-"""How is the demo model trained? From nothing, on generated data, in about ten minutes on two cores.
+"""How is the demo model trained? From nothing, on generated data, in about half an hour on two cores.
 
 Two phases, because the second alone doesn't get anywhere for hours. First, random tokens that repeat after a distance
 that nobody can know: the only way to guess the repetition is to look back to where the same token came before, so heads
 form that look things up by content. With one fixed distance they would learn the distance instead. Then chats, with
-the loss on the answers alone. Run ``python -m engine.demo.train``.
+the loss on the answers alone; in the last descent, some of them have tools. ``python -m engine.demo.train`` does all of
+it; with ``--continue FOLDER`` only those descents of `TrainConfig.chat_steps` that the model in the folder hasn't had.
 """
 
 import argparse
@@ -29,8 +30,10 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from engine.demo import MODEL_FOLDER
-from engine.demo.conversations import conversations
+from engine.demo.conversations import Conversation, conversations
 from engine.demo.tokenizer import BEGIN, END, PAD, SPECIAL, ChatEncoder, save_tokenizer, train_tokenizer
+from engine.demo.tool_chats import all_chats
+from engine.loader import choose_dtype
 
 _IGNORED = -100
 
@@ -52,7 +55,11 @@ class TrainConfig:
     copy_until: float = 0.25
     copy_short_steps: int = 300
     copy_longest: int = 128
-    chat_steps: tuple[int, ...] = (1200, 800, 800)
+    chat_steps: tuple[int, ...] = (1200, 800, 800, 600)
+    tools_from: int = 3
+    tool_tokens: int = 2048
+    tool_share: float = 0.38
+    shape_share: float = 0.08
     chat_tokens: int = 4096
     learning_rate: float = 2e-3
     final_rate: float = 0.05
@@ -131,12 +138,13 @@ def copy_batches(config: TrainConfig, vocab_size: int, generator: torch.Generato
         yield Batch(ids, labels)
 
 
-def chat_batches(config: TrainConfig, encoder: ChatEncoder, seed: int) -> Iterator[Batch]:
+def chat_batches(
+    config: TrainConfig, encoder: ChatEncoder, seed: int, source: Iterator[Conversation]
+) -> Iterator[Batch]:
     """Endless batches of chats of similar length; the loss is on the answers and their end marks."""
-    source = conversations("train", seed)
     shuffle = torch.Generator().manual_seed(seed)
     while True:
-        chats = [encoder.encode(chat.messages) for chat in islice(source, 512)]
+        chats = [encoder.encode(chat.messages, chat.tools) for chat in islice(source, 512)]
         chats = [(ids[: config.context], answers[: config.context]) for ids, answers in chats]
         chats = sorted((chat for chat in chats if any(chat[1])), key=lambda chat: len(chat[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
@@ -171,6 +179,9 @@ def rate(step: int, steps: int, config: TrainConfig) -> float:
 class Trainer:
     """Runs a phase at a time over one model, and says how it goes.
 
+    It computes in bfloat16 where the CPU multiplies that natively: one with AVX2 alone takes ten times as long for
+    bfloat16 as for float32.
+
     Each thread takes its own rows of a batch and runs every operator alone, so threads wait for each other once a step
     and not once an operator. Two threads on a Xeon with AMX: 13,000 tokens/s either way while both cores are free, but
     2,400 instead of 1,200 while other programs keep both busy.
@@ -181,6 +192,7 @@ class Trainer:
         self._config = config
         self._parameters = list(model.parameters())
         self._threads = threads
+        self._dtype = choose_dtype(torch.device("cpu"))
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         decayed = [p for p in self._parameters if p.dim() >= 2]
         plain = [p for p in self._parameters if p.dim() < 2]
@@ -255,7 +267,7 @@ class Trainer:
 
     def _gradients(self, shard: Batch, answers: int) -> tuple[float, Sequence[Tensor]]:
         """One shard's part of the loss and of its gradients; ``answers`` is the number of labels in the whole batch."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             hidden = self._model.model(input_ids=shard.ids, use_cache=False).last_hidden_state
             wanted = shard.labels != _IGNORED
             logits = self._model.lm_head(hidden[wanted])
@@ -263,10 +275,33 @@ class Trainer:
         return loss.item(), torch.autograd.grad(loss, self._parameters)
 
 
-def train(folder: Path, config: TrainConfig, seed: int, threads: int) -> dict[str, Any]:
-    """Train from nothing and write the model into ``folder``; returns what ``training.json`` there says."""
+def train(folder: Path, config: TrainConfig, seed: int, threads: int, begun: Path | None = None) -> dict[str, Any]:
+    """Train from nothing, or do the descents that ``begun``, a model's folder, hasn't had, and write ``folder``.
+
+    Returns:
+        What ``training.json`` there says.
+
+    Raises:
+        OSError: ``begun`` holds no model of `train`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
+    model, tokenizer, record = _begin(config, seed, threads) if begun is None else load(begun)
+    record = {**record, "config": asdict(config)}
+    for cycle in range(record["descents"], len(config.chat_steps)):
+        phase = "chats" if cycle < config.tools_from else "tools"
+        keep = partial(save, model, tokenizer, folder, config, record)
+        done = chat_cycle(model, tokenizer, config, seed, threads, cycle, keep)
+        before = record.get(phase, {})
+        record[phase] = {name: done[name] + before.get(name, 0) for name in done}
+        record[phase] |= {"loss": done["loss"], "machine": machine(threads)}
+        record["descents"] = cycle + 1
+        save(model, tokenizer, folder, config, record)
+    return record
+
+
+def _begin(config: TrainConfig, seed: int, threads: int) -> tuple[LlamaForCausalLM, Tokenizer, dict[str, Any]]:
+    """A tokenizer, and a model that has learned to copy; no descent is done."""
     corpus = islice(conversations("train", seed), config.corpus_chats)
     tokenizer = train_tokenizer((m["content"] for chat in corpus for m in chat.messages), config.vocab_size)
     model = build_model(config, tokenizer)
@@ -279,19 +314,18 @@ def train(folder: Path, config: TrainConfig, seed: int, threads: int) -> dict[st
     record: dict[str, Any] = {
         "seed": seed,
         "parameters": model.num_parameters(),
-        "machine": machine(threads),
         "torch": torch.__version__,
-        "config": asdict(config),
-        "copying": copying,
+        "copying": {**copying, "machine": machine(threads)},
+        "descents": 0,
     }
-    record["chats"] = {"steps": 0, "seconds": 0.0, "cpu_seconds": 0.0, "tokens": 0}
-    for cycle in range(len(config.chat_steps)):
-        done = chat_cycle(
-            model, tokenizer, config, seed, threads, cycle, partial(save, model, tokenizer, folder, config, record)
-        )
-        record["chats"] = {name: done[name] + record["chats"].get(name, 0) for name in done} | {"loss": done["loss"]}
-        save(model, tokenizer, folder, config, record)
-    return record
+    return model, tokenizer, record
+
+
+def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer, dict[str, Any]]:
+    """What `save` has written, to go on with: its weights are in bfloat16, the model is in float32."""
+    record = json.loads((folder / "training.json").read_text())
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, Tokenizer.from_file(str(folder / "tokenizer.json")), record
 
 
 def chat_cycle(
@@ -306,11 +340,18 @@ def chat_cycle(
     """One descent of the learning rate over fresh chats (warm restarts: Loshchilov and Hutter 2017).
 
     Each cycle begins from the weights as they are saved, in bfloat16, and with 1 / (cycle + 1) of the learning rate.
+    From ``config.tools_from`` on, some chats have tools or are about JSON, and most are as before: what isn't asked
+    for any more is forgotten.
     """
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
-    chats = chat_batches(config, ChatEncoder(tokenizer), seed + 1 + cycle)
+    chosen = seed + 1 + cycle
+    source = conversations("train", chosen)
+    if cycle >= config.tools_from:
+        config = replace(config, chat_tokens=config.tool_tokens)
+        source = all_chats("train", chosen, tools=config.tool_share, shapes=config.shape_share)
+    chats = chat_batches(config, ChatEncoder(tokenizer), chosen, source)
     trainer = Trainer(model, replace(config, learning_rate=config.learning_rate / (cycle + 1)), threads)
     return trainer.run(f"chats {cycle + 1}", chats, config.chat_steps[cycle], anneal=True, keep=keep)
 
@@ -343,13 +384,20 @@ def save(
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.demo.train", description="Train the demo model from nothing."
+        prog="python -m engine.demo.train", description="Train the demo model from nothing, or go on."
     )
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="folder to write (default: the shipped model's)")
+    parser.add_argument(
+        "--continue",
+        type=Path,
+        metavar="FOLDER",
+        dest="begun",
+        help="go on with the model of this folder: do the descents that it hasn't had",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: one for each core")
     options = parser.parse_args()
-    train(options.out, TrainConfig(), options.seed, options.threads)
+    train(options.out, TrainConfig(), options.seed, options.threads, options.begun)
 
 
 if __name__ == "__main__":

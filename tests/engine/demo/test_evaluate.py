@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.demo import evaluate, sheets, tasks
-from engine.demo.evaluate import held_out
+from engine.demo import evaluate, sheets, tasks, tools
+from engine.demo.evaluate import Asked, held_out, held_out_tools
 from engine.demo.scores import accuracy, score
-from engine.demo.sheets import Item
 
 
 def test_every_domain_and_task_gets_the_same_number_of_held_out_questions() -> None:
@@ -26,6 +25,17 @@ def test_the_command_prints_and_writes_what_it_measured(
     assert json.loads((tmp_path / "out.json").read_text())["untrained"] == 1.0
 
 
+def test_a_held_out_tool_is_asked_for_its_call_and_then_for_its_answer() -> None:
+    chats = held_out_tools(4, 0)
+    cells = score([chat.item for chat in chats], [chat.item.answer for chat in chats])
+    assert len(cells) == 2 * len(tools.KINDS) + 2 + 1
+    assert {cell.asked for cell in cells} == {4}
+    assert all(chat.tools for chat in chats)
+    for chat in chats:
+        assert chat.messages[-1]["role"] == ("tool" if chat.item.task.endswith("answer") else "user")
+        assert chat.item.answer.startswith("<tool_call>") == chat.item.task.endswith("call")
+
+
 class Perfect:
-    def answer(self, items: list[Item], *, in_system: bool) -> list[str]:
-        return [item.answer for item in items]
+    def answer_chats(self, chats: list[Asked]) -> list[str]:
+        return [chat.item.answer for chat in chats]

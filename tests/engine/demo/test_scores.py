@@ -1,4 +1,4 @@
-from engine.demo.scores import Cell, accuracy, score, table, trained
+from engine.demo.scores import JSON, TOOLS, Cell, accuracy, report, score, table, trained
 from engine.demo.sheets import Item
 
 
@@ -19,3 +19,14 @@ def test_the_table_marks_untrained_domains_and_lists_other_tasks() -> None:
     assert "| zoo |" in text
     assert "| vineyard (untrained) |" in text
     assert "| sort | 75.0 |" in text
+
+
+def test_tools_and_json_are_counted_apart() -> None:
+    cells = [Cell("zoo", "fact", 1, 1), Cell(TOOLS, "sum: call", 1, 2), Cell(JSON, "row", 1, 4)]
+    assert trained(cells) == cells[:1]
+    text = table(cells)
+    assert "| with tools | exact match |\n| --- | --- |\n| sum: call | 50.0 |" in text
+    assert "| row | 25.0 |" in text
+    assert "untrained" not in text
+    summary = report(cells, 1, 0)
+    assert (summary["trained"], summary["tools"], summary["json"]) == (1.0, 0.5, 0.25)

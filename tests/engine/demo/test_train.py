@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.demo.conversations import conversations
 from engine.demo.tokenizer import END, SPECIAL, ChatEncoder, train_tokenizer
+from engine.demo.tool_chats import all_chats
 from engine.demo.train import TrainConfig, build_model, chat_batches, copy_batches, rate, train
 
 TINY = TrainConfig(
@@ -22,8 +23,11 @@ TINY = TrainConfig(
     corpus_chats=50,
     copy_steps=3,
     copy_tokens=256,
-    chat_steps=(3, 2),
+    chat_steps=(3, 2, 2),
+    tools_from=2,
     chat_tokens=1200,
+    tool_tokens=1000,
+    tool_share=0.5,
     save_every=2,
 )
 
@@ -34,7 +38,10 @@ def test_a_tiny_training_runs_to_the_end_and_leaves_a_model(tmp_path: Path, caps
     assert "copying 3/3  loss" in output
     assert "chats 1 3/3  loss" in output
     assert "chats 2 2/2  loss" in output
+    assert "chats 3 2/2  loss" in output
     assert record["chats"]["steps"] == 5
+    assert record["tools"]["steps"] == 2
+    assert record["descents"] == 3
     assert json.loads((tmp_path / "training.json").read_text()) == json.loads(json.dumps(record))
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.dtype == torch.bfloat16
@@ -46,6 +53,18 @@ def test_training_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     first, second = (train(tmp_path / name, TINY, seed=5, threads=1) for name in "ab")
     assert first["chats"]["loss"] == second["chats"]["loss"]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_what_has_had_some_descents_goes_on_with_the_others(tmp_path: Path) -> None:
+    train(tmp_path / "begun", replace(TINY, chat_steps=(3, 2)), seed=5, threads=1)
+    whole, continued = (
+        train(tmp_path / name, TINY, seed=5, threads=1, begun=begun)
+        for name, begun in (("whole", None), ("continued", tmp_path / "begun"))
+    )
+    assert continued["tools"]["loss"] == whole["tools"]["loss"]
+    assert continued["chats"]["tokens"] == whole["chats"]["tokens"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "continued", "begun")]
+    assert weights[0] == weights[1] != weights[2]
 
 
 def test_copying_asks_for_the_repetition_and_its_distance_varies() -> None:
@@ -74,7 +93,8 @@ def test_the_first_guess_of_a_fresh_model_is_uniform() -> None:
 def test_chat_batches_ask_for_answers_alone_and_keep_to_their_size() -> None:
     chats = islice(conversations("train", 1), 50)
     tokenizer = train_tokenizer((message["content"] for chat in chats for message in chat.messages), 400)
-    for batch in islice(chat_batches(TINY, ChatEncoder(tokenizer), 1), 10):
+    source = all_chats("train", 1, tools=0.5, shapes=0.2)
+    for batch in islice(chat_batches(TINY, ChatEncoder(tokenizer), 1, source), 10):
         assert batch.ids.numel() <= TINY.chat_tokens
         assert batch.ids.shape[1] <= TINY.context
         wanted = batch.labels != -100
