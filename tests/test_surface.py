@@ -134,7 +134,7 @@ def test_choices_share_the_blocks_of_their_prompt(client: OpenAI, demo: Serving)
 def test_penalties_and_biases_change_what_is_drawn(client: OpenAI) -> None:
     def ask(**fields: Any) -> str:
         found = client.completions.create(model=MODEL, prompt="a a a a", max_tokens=12, temperature=0, **fields)
-        return found.choices[0].text
+        return str(found.choices[0].text)
 
     plain = ask(extra_body={"ignore_eos": True})
     repeated = ask(frequency_penalty=2.0, presence_penalty=2.0, extra_body={"ignore_eos": True})
