@@ -92,22 +92,8 @@ class Exchange:
             ApiError: 413, the body has more than ``limit`` bytes. It isn't read any further then.
             ClientGone: the client left before it was complete.
         """
-        size = self._content_length
-        if size is not None and size > limit:
-            raise errors.request_too_large(limit, size)
-        parts: list[bytes] = []
-        total = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part: bytes = message.get("body", b"")
-            total += len(part)
-            if total > limit:
-                raise errors.request_too_large(limit)
-            if not message.get("more_body", False):
-                return part if not parts else b"".join([*parts, part])
-            parts.append(part)
+        parts = [part async for part in self.parts(limit)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def parts(self, limit: int) -> AsyncIterator[bytes]:
         """The body in the pieces that it comes in, for bodies that memory has no room for.

@@ -4,6 +4,7 @@ A chunk's JSON differs from its neighbour's in the text alone, so each stream en
 for each chunk: 0.15 µs instead of 0.65 µs for the whole struct (one core of a small cloud machine).
 """
 
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -47,12 +48,29 @@ def _one_line(body: bytes) -> bytes:
 
 
 class _ChunkStream(Generic[ChunkT]):
-    """What the streams of both endpoints share: ``chunk`` is what all events are made from, a chunk without choices."""
+    """What the streams of both endpoints share: all events are made from one chunk of the ``_kind``, without choices.
+
+    ``include_usage`` is what the request asked for: `usage` may be called only then. ``created`` is Unix time in
+    seconds.
+    """
 
     __slots__ = ("_around", "_chunk")
+    _kind: Callable[..., ChunkT]
 
-    def __init__(self, chunk: ChunkT) -> None:
-        self._chunk: ChunkT = chunk
+    def __init__(
+        self,
+        id: str,
+        created: int,
+        model: str,
+        *,
+        include_usage: bool = False,
+        fingerprint: str | None = None,
+        service_tier: str | msgspec.UnsetType = msgspec.UNSET,
+    ) -> None:
+        usage = None if include_usage else msgspec.UNSET
+        self._chunk: ChunkT = self._kind(
+            id, created, model, [], system_fingerprint=fingerprint, service_tier=service_tier, usage=usage
+        )
         self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def text(self, delta: str, index: int = 0) -> bytes:
@@ -78,28 +96,11 @@ class _ChunkStream(Generic[ChunkT]):
 class ChatStream(_ChunkStream[ChatCompletionChunk]):
     """Makes the events of a streamed chat answer: `role`, then `text`s, then `finish`, then `usage`, then `DONE`.
 
-    What is more than text goes through `event`. ``include_usage`` is what the request asked for: `usage` may be called
-    only then. ``created`` is Unix time in seconds.
+    What is more than text goes through `event`.
     """
 
     __slots__ = ()
-
-    def __init__(
-        self,
-        id: str,
-        created: int,
-        model: str,
-        *,
-        include_usage: bool = False,
-        fingerprint: str | None = None,
-        service_tier: str | msgspec.UnsetType = msgspec.UNSET,
-    ) -> None:
-        usage = None if include_usage else msgspec.UNSET
-        super().__init__(
-            ChatCompletionChunk(
-                id, created, model, [], system_fingerprint=fingerprint, service_tier=service_tier, usage=usage
-            )
-        )
+    _kind = ChatCompletionChunk
 
     def role(self, index: int = 0) -> bytes:
         """The first event of an answer: whose message it is."""
@@ -114,27 +115,10 @@ class ChatStream(_ChunkStream[ChatCompletionChunk]):
 
 
 class CompletionStream(_ChunkStream[Completion]):
-    """Makes the events of a streamed completion: `text`s, `finish` for each choice, then `usage`, then `DONE`.
-
-    Takes the same arguments as `ChatStream`.
-    """
+    """Makes the events of a streamed completion: `text`s, `finish` for each choice, then `usage`, then `DONE`."""
 
     __slots__ = ()
-
-    def __init__(
-        self,
-        id: str,
-        created: int,
-        model: str,
-        *,
-        include_usage: bool = False,
-        fingerprint: str | None = None,
-        service_tier: str | msgspec.UnsetType = msgspec.UNSET,
-    ) -> None:
-        usage = None if include_usage else msgspec.UNSET
-        super().__init__(
-            Completion(id, created, model, [], system_fingerprint=fingerprint, service_tier=service_tier, usage=usage)
-        )
+    _kind = Completion
 
     def finish(self, reason: FinishReason, index: int = 0) -> bytes:
         """Answer ``index`` is complete, and why."""
