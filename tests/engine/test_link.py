@@ -96,7 +96,8 @@ def test_what_a_newer_peer_adds_is_ignored_and_what_an_older_one_lacks_is_filled
     load = {"type": "load", "waiting": 1, "running": 2, "waiting_tokens": 3, "kv_used": 4, "kv_total": 5}
     newer = load | {"backlog": 0.5, "shiny": [1, 2]}
     assert decode_to_gateway(msgspec.msgpack.encode(newer)) == Load(1, 2, 3, 4, 5, 0.5)
-    step = {"type": "step", "outputs": [[1, [2], [0.0], [0.0], None, 0, 0.0, "shiny"], [2, [3], [0.0], [0.0]]]}
+    newest = [1, [2], [0.0], [0.0], None, 0, 0.0, [], [], None, b"", "shiny"]
+    step = {"type": "step", "outputs": [newest, [2, [3], [0.0], [0.0]]]}
     expected = Step([Output(1, [2], [0.0], [0.0]), Output(2, [3], [0.0], [0.0])])
     assert decode_to_gateway(msgspec.msgpack.encode(step)) == expected
 

@@ -289,7 +289,7 @@ arrival = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     arrivals=st.lists(arrival, max_size=24),
     blocks=st.integers(12, 40),
