@@ -80,7 +80,8 @@ padding; the loss is the smoothed one at the end, in nats a token.
 {phases}
 
 AdamW, learning rate {rate:g}: constant in the first phase; then it falls by half a cosine in each of {cycles} descents
-({chat_steps} steps), each from a smaller peak and from the weights as saved. Llama architecture:
+({chat_steps} steps), each from the weights as saved and from a peak of its own ({peaks} of the rate; the last
+{tool_descents} are those with tools, of {tool_tokens:,} tokens a step instead of {chat_tokens:,}). Llama architecture:
 {layers} layers, {hidden} wide, {heads} heads of {head}, {kv_heads} key-value heads, {vocab} byte-level BPE tokens,
 untied embeddings.
 
@@ -125,6 +126,10 @@ def card(training: Mapping[str, Any], evaluation: Mapping[str, Any], weight_byte
         rate=config["learning_rate"],
         cycles=len(config["chat_steps"]),
         chat_steps=" and ".join(map(str, config["chat_steps"])),
+        peaks=", ".join(f"{peak:.2g}" for peak in config["chat_peaks"]),
+        tool_descents=len(config["chat_steps"]) - config["tools_from"],
+        tool_tokens=config["tool_tokens"],
+        chat_tokens=config["chat_tokens"],
         layers=config["layers"],
         hidden=config["hidden"],
         heads=config["heads"],

@@ -4,6 +4,10 @@ Pieces are made so that a question is a matter of few tokens. A number below 100
 word before it: the token in front of a value is then its key, and a value has the same tokens in an answer as on a
 sheet. (With digits and spaces as tokens of their own, 400 steps of chats taught copying, 95 % right, but not lookup,
 5 %.) Bytes that the corpus never had are tokens of their own, so any text comes back as it was.
+
+A tool is described as a call of it is written, with types in place of values, after what it is for: a call is then a
+copy up to its values. (Described as ``get_price(room: string): Get …`` for 1,800 steps and then so for 800, the model
+has the values right, but names that training had often take the place of those on the list: see the card.)
 """
 
 import json
@@ -25,17 +29,17 @@ CHAT_TEMPLATE = (
     "{%- if tools %}{{- 'Tools:\\n' }}"
     "{%- for tool in tools %}"
     "{%- set function = tool['function'] if tool['function'] else tool %}"
-    "{{- function['name'] ~ '(' }}"
+    "{%- if function['description'] %}"
+    "{{- function['description'] | trim | replace('\\n', ' ') ~ ' ' }}"
+    "{%- endif %}"
+    "{{- '{\"name\": ' ~ function['name'] | tojson ~ ', \"arguments\": {' }}"
     "{%- set properties = (function['parameters'] or {})['properties'] %}"
     "{%- for name, schema in (properties if properties is mapping else {}) | items %}"
-    "{{- name ~ ': ' ~ (schema['type'] if schema['type'] is string else 'any') }}"
+    "{%- set type = schema['type'] if schema['type'] is string else 'any' %}"
+    "{{- name | tojson ~ ': ' ~ (type | tojson if type == 'string' else type) }}"
     "{%- if not loop.last %}{{- ', ' }}{%- endif %}"
     "{%- endfor %}"
-    "{{- ')' }}"
-    "{%- if function['description'] %}"
-    "{{- ': ' ~ function['description'] | trim | replace('\\n', ' ') }}"
-    "{%- endif %}"
-    "{{- '\\n' }}"
+    "{{- '}}\\n' }}"
     "{%- endfor %}"
     "{{- 'Call one with <tool_call>, or answer.' }}"
     "{%- endif %}"
@@ -151,9 +155,10 @@ def as_texts(messages: Iterable[Message], tools: Sequence[Tool]) -> list[tuple[s
 
 
 def _described(function: Mapping[str, Any]) -> str:
-    parameters = [f"{name}: {schema['type']}" for name, schema in function["parameters"]["properties"].items()]
-    about = f": {function['description']}" if function.get("description") else ""
-    return f"{function['name']}({', '.join(parameters)}){about}"
+    types = {name: schema["type"] for name, schema in function["parameters"]["properties"].items()}
+    arguments = [f'"{name}": {json.dumps(type) if type == "string" else type}' for name, type in types.items()]
+    about = f"{function['description']} " if function.get("description") else ""
+    return f'{about}{{"name": "{function["name"]}", "arguments": {{{", ".join(arguments)}}}}}'
 
 
 def _as_text(message: Message) -> tuple[str, str]:

@@ -60,7 +60,9 @@ def plain_probes(split: Split, seed: int) -> Iterator[tuple[Item, tuple[Tool, ..
 
 
 def tool_chats(split: Split, seed: int) -> Iterator[Conversation]:
-    """Endless chats with one to three tools, of three to six questions; three in four of them take a tool.
+    """Endless chats with one to three tools, of one to four questions; three in four of them take a tool.
+
+    Few questions a chat, because after the first call of a tool the next can be copied from it.
 
     One chat in five has a sheet as well, in the system's message; the tools are then for what it doesn't state.
     """
@@ -70,7 +72,7 @@ def tool_chats(split: Split, seed: int) -> Iterator[Conversation]:
         skills = _skills_beside(sheet, split, rng)
         messages = _opening(sheet, rng)
         items: list[Item] = []
-        for number in range(rng.randint(3, 6)):
+        for number in range(rng.choice((1, 1, 2, 2, 3, 4))):
             if rng.random() < (0.5 if sheet else 0.78):
                 skill = rng.choice(skills)
                 use = skill.use(rng)

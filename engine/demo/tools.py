@@ -72,6 +72,8 @@ _LOOKUPS = (
 _IN_PLACES = ("What is the {key} in {e}?", "How is the {key} in {e}?", "What is the {key} at {e}?")
 _LOOKUP_TEXTS = (
     "Get the {key} of {a}.",
+    "Get the {key} of {a}.",
+    "Find the {key} of {a}.",
     "The {key} of {a}.",
     "Returns the {key} of {a}.",
     "Look up the {key} of {a}",
@@ -325,7 +327,9 @@ def _action(split: Split, rng: Random, verb: str, domains: Sequence[Domain]) -> 
         question = carelessly(question[0].upper() + question[1:], rng)
         return Use(question, {key: drawn[key] for key, _ in declared}, result, answer)
 
-    about = rng.choice((f"{action} {target.names[0]}", f"{action} one {target.names[0]}.", ""))
+    about = rng.choice(
+        (f"{action} {target.names[0]}", f"{action} a {target.names[0]}.", f"{action} one {target.names[0]}.", "")
+    )
     tool = _tool(name, about[:1].upper() + about[1:], {key: part.type for key, part in declared})
     return Skill(tool, action, use)
 

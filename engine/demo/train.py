@@ -3,8 +3,8 @@
 Two phases, because the second alone doesn't get anywhere for hours. First, random tokens that repeat after a distance
 that nobody can know: the only way to guess the repetition is to look back to where the same token came before, so heads
 form that look things up by content. With one fixed distance they would learn the distance instead. Then chats, with
-the loss on the answers alone; in the last descent, some of them have tools. ``python -m engine.demo.train`` does all of
-it; with ``--continue FOLDER`` only those descents of `TrainConfig.chat_steps` that the model in the folder hasn't had.
+the loss on the answers alone; in the last three descents, some have tools. ``python -m engine.demo.train`` does it all;
+with ``--continue FOLDER`` only those descents of `TrainConfig.chat_steps` that the model in the folder hasn't had.
 """
 
 import argparse
@@ -55,11 +55,12 @@ class TrainConfig:
     copy_until: float = 0.25
     copy_short_steps: int = 300
     copy_longest: int = 128
-    chat_steps: tuple[int, ...] = (1200, 800, 800, 600)
+    chat_steps: tuple[int, ...] = (1200, 800, 800, 600, 1200, 800)
+    chat_peaks: tuple[float, ...] = (1, 1 / 2, 0.33, 1 / 4, 1 / 2, 1 / 2)
     tools_from: int = 3
     tool_tokens: int = 2048
-    tool_share: float = 0.38
-    shape_share: float = 0.08
+    tool_share: float = 0.4
+    shape_share: float = 0.1
     chat_tokens: int = 4096
     learning_rate: float = 2e-3
     final_rate: float = 0.05
@@ -339,7 +340,8 @@ def chat_cycle(
 ) -> dict[str, float]:
     """One descent of the learning rate over fresh chats (warm restarts: Loshchilov and Hutter 2017).
 
-    Each cycle begins from the weights as they are saved, in bfloat16, and with 1 / (cycle + 1) of the learning rate.
+    Each cycle begins from the weights as they are saved, in bfloat16, and with its share of the learning rate, of
+    ``config.chat_peaks``.
     From ``config.tools_from`` on, some chats have tools or are about JSON, and most are as before: what isn't asked
     for any more is forgotten.
     """
@@ -352,7 +354,7 @@ def chat_cycle(
         config = replace(config, chat_tokens=config.tool_tokens)
         source = all_chats("train", chosen, tools=config.tool_share, shapes=config.shape_share)
     chats = chat_batches(config, ChatEncoder(tokenizer), chosen, source)
-    trainer = Trainer(model, replace(config, learning_rate=config.learning_rate / (cycle + 1)), threads)
+    trainer = Trainer(model, replace(config, learning_rate=config.learning_rate * config.chat_peaks[cycle]), threads)
     return trainer.run(f"chats {cycle + 1}", chats, config.chat_steps[cycle], anneal=True, keep=keep)
 
 

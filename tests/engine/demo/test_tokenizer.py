@@ -112,7 +112,8 @@ PRICE = {
 }
 BARE = {"type": "function", "function": {"name": "ping"}}
 ABOUT = (
-    "Tools:\nget_price(room: string, nights: any): Get the price of a room.\nping()\n"
+    'Tools:\nGet the price of a room. {"name": "get_price", "arguments": {"room": "string", "nights": any}}\n'
+    '{"name": "ping", "arguments": {}}\n'
     "Call one with <tool_call>, or answer."
 )
 
@@ -149,10 +150,10 @@ def test_calls_and_what_they_return_are_written_in_hermes_form(loaded: Any) -> N
 @pytest.mark.parametrize(
     ("parameters", "described"),
     [
-        (None, "f()"),
-        ({}, "f()"),
-        ({"type": "object", "properties": None}, "f()"),
-        ({"properties": {"a": True, "items": {"$ref": "#/x"}}}, "f(a: any, items: any)"),
+        (None, '{"name": "f", "arguments": {}}'),
+        ({}, '{"name": "f", "arguments": {}}'),
+        ({"type": "object", "properties": None}, '{"name": "f", "arguments": {}}'),
+        ({"properties": {"a": True, "items": {"$ref": "#/x"}}}, '{"name": "f", "arguments": {"a": any, "items": any}}'),
     ],
 )
 def test_any_parameters_can_be_described(loaded: Any, parameters: object, described: str) -> None:

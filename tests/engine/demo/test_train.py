@@ -24,6 +24,7 @@ TINY = TrainConfig(
     copy_steps=3,
     copy_tokens=256,
     chat_steps=(3, 2, 2),
+    chat_peaks=(1.0, 0.5, 0.5),
     tools_from=2,
     chat_tokens=1200,
     tool_tokens=1000,
