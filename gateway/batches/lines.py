@@ -5,6 +5,7 @@ A file is read in blocks, so that its size doesn't matter. That no ``custom_id``
 """
 
 import hashlib
+import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +35,25 @@ class Line(NamedTuple):
 
 
 class Lines:
-    """The lines of a file, a block at a time; no line of more than ``max_body`` bytes and its envelope is kept."""
+    """The lines of a file, a block at a time; no line of more than ``max_body`` bytes and its envelope is kept.
+
+    `take` runs in a thread, and whoever waits for it may be cancelled and `close` meanwhile: then it opens nothing.
+    """
 
     def __init__(self, path: Path, max_body: int) -> None:
         self._path = path
         self._file: BinaryIO | None = None
+        self._closed = False
+        self._lock = threading.Lock()
         self._limit = max_body + _ENVELOPE
         self.number = 0
 
     def take(self, most: int = 1 << 30) -> list[Line] | None:
         """Up to ``most`` next lines, about a `BLOCK` of them, which may be none; None at the end."""
+        with self._lock:
+            return None if self._closed else self._take(most)
+
+    def _take(self, most: int) -> list[Line] | None:
         file = self._file
         if file is None:
             file = self._file = open(self._path, "rb", buffering=1 << 18)  # noqa: SIM115  # closed by close
@@ -63,8 +73,10 @@ class Lines:
         return lines
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        with self._lock:
+            self._closed = True
+            if self._file is not None:
+                self._file.close()
 
 
 def _skip_rest(file: BinaryIO) -> None:

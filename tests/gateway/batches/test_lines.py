@@ -131,3 +131,9 @@ def test_blocks_are_small(tmp_path: Path) -> None:
     assert len(sizes) > 3
     assert max(sizes) < lines.BLOCK + 200
     assert json.loads(path.read_bytes().splitlines()[-1])["custom_id"] == "4999"
+
+
+def test_what_was_closed_opens_nothing(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "gone.jsonl", 100)
+    lines.close()
+    assert lines.take() is None  # and doesn't look for the file, which isn't there
