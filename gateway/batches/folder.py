@@ -11,10 +11,10 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,30 +67,48 @@ class Threads:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``function`` returns or raises, called in a thread. It should not take long: there are few threads.
 
-        Cancelled, this waits until the function has returned: nobody else may touch its files before.
+        Cancelled, however often, this waits until the function has returned: nobody else may touch its files before.
         """
         future = asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*args, **kwargs))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.wait({future})
+            await outlast(future)
             raise
 
-    async def go_through(self, steps: Iterator[object]) -> None:
+    async def go_through(self, steps: Generator[object]) -> None:
         """Take ``steps`` in threads, one after the other, and rest between two for as long as the one took.
 
-        A step that computes keeps others from computing in Python: it should take a millisecond at most.
+        A step that computes keeps others from computing in Python: it should take a millisecond at most. Cancelled,
+        this closes ``steps``: left to the collector, their files would be closed in an order that is nobody's.
         """
         done = object()
-        while True:
-            began = time.perf_counter()
-            if await self.run(next, steps, done) is done:
-                return
-            await asyncio.sleep(time.perf_counter() - began)
+        try:
+            while True:
+                began = time.perf_counter()
+                if await self.run(next, steps, done) is done:
+                    return
+                await asyncio.sleep(time.perf_counter() - began)
+        finally:
+            steps.close()
 
     def close(self) -> None:
         """Forget what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def outlast(doing: asyncio.Future[Any]) -> None:
+    """Wait until ``doing`` has ended, however it does; a cancel that comes meanwhile is obeyed after that."""
+    cancelled: asyncio.CancelledError | None = None
+    while not doing.done():
+        try:
+            await asyncio.wait({doing})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not doing.cancelled():
+        doing.exception()  # where it is of interest it is asked for again
+    if cancelled is not None:
+        raise cancelled
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ are done. What a crash left of a line at the end of a file is cut off.
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -117,7 +117,7 @@ class Results:
         byte = number >> 3
         return byte < len(self._done) and bool(self._done[byte] >> (number & 7) & 1)
 
-    def recover(self) -> Iterator[None]:
+    def recover(self) -> Generator[None]:
         """Read what there is, a bit at a time, and cut what isn't whole."""
         for outcome, file in self._files.items():
             for found in file.recover(self._batch):

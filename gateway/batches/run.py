@@ -9,14 +9,14 @@ import contextlib
 import errno
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from gateway.batches.files import new_id
-from gateway.batches.folder import reason, same_file, sync_folder, write_whole
+from gateway.batches.folder import outlast, reason, same_file, sync_folder, write_whole
 from gateway.batches.lines import Check, Lines, decode_line
 from gateway.batches.results import Outcome, Results, unanswered
 from gateway.batches.shared import Shared, Stopped
@@ -198,7 +198,7 @@ class BatchRun:
             counts = RequestCounts(total=check.total)
             await self._change("validating", status="in_progress", in_progress_at=self._now(), request_counts=counts)
 
-    def _look_at_lines(self, check: Check) -> Iterator[None]:
+    def _look_at_lines(self, check: Check) -> Generator[None]:
         with contextlib.closing(Lines(self._own / _INPUT, self._shared.max_body)) as lines:
             while (block := lines.take()) is not None:
                 check.look_at(block)
@@ -245,7 +245,7 @@ class BatchRun:
         if self._results is not None:
             await self._durably(lambda: self._shared.threads.go_through(self._give_up_lines(code, message)))
 
-    def _give_up_lines(self, code: str, message: str) -> Iterator[None]:
+    def _give_up_lines(self, code: str, message: str) -> Generator[None]:
         results, id = self._opened, self._record.batch.id
         with contextlib.closing(Lines(self._own / _INPUT, self._shared.max_body)) as lines:
             while (block := lines.take()) is not None:
@@ -309,9 +309,7 @@ class BatchRun:
         finally:
             cancelled.cancel()
             doing.cancel()
-            await asyncio.wait({doing})
-            if not doing.cancelled():
-                doing.exception()  # it has been raised, or is of no more interest
+            await outlast(doing)
 
     async def _durably(self, act: Callable[[], Awaitable[T]]) -> T:
         """Do ``act`` again and again until the disk takes it, and say so meanwhile: what was computed isn't lost.

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.batches.folder import outlast
 from gateway.batches.inside import Answer, ask
 from gateway.batches.lines import Line, Lines, decode_line
 from gateway.batches.results import Outcome, Results, answered
@@ -82,10 +83,8 @@ class Work:
             lines.close()
             self._all_in = True
             self._wake.set()
-            await asyncio.wait({writer})
-            unwritten = writer.exception()
-        if unwritten is not None:
-            raise unwritten
+            await outlast(writer)
+        writer.result()
         if fault:
             raise fault[0]
         if self._shared.stopping.is_set():
