@@ -20,7 +20,7 @@ from engine.constraints import Constraint
 from engine.grammar import Grammars, fresh
 from engine.job import Job
 from engine.link import Load, Sampling
-from engine.loader import choose_dtype, load_model
+from engine.loader import load_model
 from engine.memory import kv_budget
 from engine.options import WorkerOptions
 from engine.runner import NO_TOKEN, Runner, StepResult, Top, kv_bytes_per_block
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 # Prefill that one step computes at most: bounds the memory that a step takes beside weights and KV cache.
 _BATCH_TOKENS = 8192
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Every device has a kernel for bfloat16, which is half the bytes of float32.
+_DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Drawn(NamedTuple):
@@ -92,7 +93,7 @@ class Engine:
         folder = resolve_model(options.model)
         config = ModelConfig.load(folder)
         device = _choose_device(options.device)
-        dtype = _DTYPES[options.dtype] if options.dtype != "auto" else choose_dtype(device)
+        dtype = _DTYPES[options.dtype]
         longest = config.max_position_embeddings
         if options.max_model_len is not None and options.max_model_len > longest:
             raise ValueError(
@@ -100,7 +101,10 @@ class Engine:
             )
         if options.threads:
             torch.set_num_threads(options.threads)
-        model = load_model(config, dtype, device, max_positions=options.max_model_len, progress=progress)
+        int8 = options.quantization == "int8"
+        if int8 and device.type != "cpu":
+            raise ValueError("--quantization int8 is for CPUs: leave it out, or choose --device cpu")
+        model = load_model(config, dtype, device, max_positions=options.max_model_len, int8=int8, progress=progress)
         budget = kv_budget(
             device=device.type,
             bytes_per_block=kv_bytes_per_block(config, options.block_size, dtype),

@@ -126,6 +126,7 @@ def load_model(
     device: torch.device,
     *,
     max_positions: int | None = None,
+    int8: bool = False,
     progress: ProgressCallback = lambda stage, done, total: None,
 ) -> Decoder:
     """Build the decoder with the weights of ``config.folder``. ``progress`` gets (stage, bytes done, bytes in all).
@@ -143,20 +144,11 @@ def load_model(
         progress("weights", done, checkpoint.total_bytes)
         return tensor
 
-    model = Decoder(config, source, dtype, device, max_positions)
+    model = Decoder(config, source, dtype, device, max_positions, int8=int8)
     if unread := checkpoint.unread():
         logger.warning("%s: %d tensors were not used: %s", config.folder, len(unread), ", ".join(unread[:5]))
     progress("weights", checkpoint.total_bytes, checkpoint.total_bytes)
     return model
-
-
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """What the engine computes in: bfloat16 where the device multiplies it natively, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:

@@ -23,6 +23,7 @@ class WorkerOptions:
     name: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    quantization: Literal["none", "int8"] = "none"
     max_model_len: int | None = None
     max_running: int = 128
     kv_memory: int | None = None
@@ -74,7 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["auto", "bfloat16", "float32"],
         default="auto",
-        help="of weights and KV cache (default: auto)",
+        help="of weights and KV cache (default: auto, which is bfloat16)",
+    )
+    add(
+        "--quantization",
+        choices=["none", "int8"],
+        default="none",
+        help="int8: round weights, and what they are multiplied with, to 8 bits when the model is loaded; about half "
+        "the memory and up to twice as fast on a CPU, for a little accuracy (default: none)",
     )
     add(
         "--max-model-len",

@@ -106,8 +106,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "bfloat16", "float32"],
-        Meta(description="the type of weights and KV cache; auto takes the model's own where that is fast"),
+        Meta(description="the type of weights and KV cache; auto is bfloat16"),
     ] = "auto"
+    quantization: Annotated[
+        Literal["none", "int8"],
+        Meta(
+            description="int8: round weights, and what they are multiplied with, to 8 bits when the model is loaded; "
+            "about half the memory and up to twice as fast on a CPU, for a little accuracy"
+        ),
+    ] = "none"
     max_model_len: Annotated[
         int | None,
         Meta(description="most tokens of a request, prompt plus answer; default: the model's own", extra=_TOKENS),

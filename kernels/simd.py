@@ -149,6 +149,20 @@ def store(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def store_rounded(typing: Any, address: Any, value: Any, count: Any) -> Any:
+    """Store the first ``count`` of 16 lanes as int16, rounded to nearest; they must lie in its range."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = builder.fptosi(_llvm(builder, "llvm.rint.v16f32", _VF32, [args[1]]), _VI32)
+        pointer = builder.inttoptr(args[0], _V16.as_pointer())
+        data = [builder.trunc(whole, _V16), pointer, ir.Constant(_I32, 2), _lanes_below(builder, args[2])]
+        _llvm(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), data)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, f32x16, types.int64), codegen
+
+
+@intrinsic
 def get(typing: Any, address: Any) -> Any:
     """One float32 from an address."""
 
@@ -351,7 +365,92 @@ def exp(typing: Any, value: Any) -> Any:
     return f32x16(f32x16), codegen
 
 
+def _sums_of(rows: int) -> Any:
+    """An intrinsic for `weighted_sums` of so many rows; with few, each gets several sums, so that none waits for it."""
+    chains = max(1, 4 // rows)
+
+    @intrinsic
+    def sums(
+        typing: Any, tag: Any, x: Any, stride: Any, vectors: Any, step: Any, count: Any, out: Any, apart: Any, onto: Any
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            half = signature.args[0] == types.uint16
+            _, x, stride, vectors, step, count, out, apart, onto = args
+            kind = _V16 if half else _VF32
+            starts = [builder.add(x, builder.mul(stride, ir.Constant(_I64, row))) for row in range(rows)]
+            ends = [builder.add(out, builder.mul(apart, ir.Constant(_I64, row))) for row in range(rows)]
+            ends = [builder.inttoptr(end, _VF32.as_pointer()) for end in ends]
+            zero = _constant(0.0, _VF32)
+            totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(chains)] for _ in range(rows)]
+            with builder.if_then(builder.icmp_signed("!=", onto, ir.Constant(_I64, 0))):
+                for row in range(rows):
+                    builder.store(builder.load(ends[row], align=4), totals[row][0])
+
+            def add(index: Any, chain: int) -> None:
+                at = builder.add(vectors, builder.mul(step, index))
+                raw = builder.load(builder.inttoptr(at, kind.as_pointer()), align=2 if half else 4)
+                vector = _widen(builder, raw) if half else raw
+                for row in range(rows):
+                    at = builder.add(starts[row], builder.mul(index, ir.Constant(_I64, 4)))
+                    value = _splat_value(builder, builder.load(builder.inttoptr(at, _F32.as_pointer()), align=4))
+                    total = totals[row][chain]
+                    fused = _llvm(builder, "llvm.fma.v16f32", _VF32, [value, vector, builder.load(total)])
+                    builder.store(fused, total)
+
+            many = builder.sdiv(count, ir.Constant(_I64, chains))
+            with cgutils.for_range(builder, many) as loop:
+                first = builder.mul(loop.index, ir.Constant(_I64, chains))
+                for chain in range(chains):
+                    add(builder.add(first, ir.Constant(_I64, chain)), chain)
+            if chains > 1:
+                done = builder.mul(many, ir.Constant(_I64, chains))
+                with cgutils.for_range(builder, builder.sub(count, done)) as loop:
+                    add(builder.add(done, loop.index), 0)
+            for row in range(rows):
+                total = builder.load(totals[row][0])
+                for more in totals[row][1:]:
+                    total = builder.fadd(total, builder.load(more))
+                builder.store(total, ends[row], align=4)
+            return context.get_dummy_value()
+
+        return types.void(tag, *[types.int64] * 8), codegen
+
+    return sums
+
+
+_sums_1, _sums_2, _sums_3, _sums_4 = (_sums_of(rows) for rows in range(1, 5))
+
+
+@njit(cache=True)
+def weighted_sums(
+    tag: Any, rows: int, x: int, stride: int, vectors: int, step: int, count: int, out: int, apart: int, onto: int
+) -> None:
+    """For each of up to 4 rows: the sum of ``count`` vectors of 16 lanes, each times the row's number for it.
+
+    Rows of float32 numbers lie ``stride`` bytes apart, vectors of ``tag`` ``step`` bytes, the sums (float32) ``apart``
+    bytes. With ``onto`` they are added to what is there.
+    """
+    if rows >= 4:
+        _sums_4(tag, x, stride, vectors, step, count, out, apart, onto)
+    elif rows == 3:
+        _sums_3(tag, x, stride, vectors, step, count, out, apart, onto)
+    elif rows == 2:
+        _sums_2(tag, x, stride, vectors, step, count, out, apart, onto)
+    else:
+        _sums_1(tag, x, stride, vectors, step, count, out, apart, onto)
+
+
 @njit(cache=True, inline="always")
 def address_of(array: Any) -> Any:
-    """The address of a NumPy array's first element."""
+    """The address of a NumPy array's first element. Numba frees an array after its last use: `keep` it until then."""
     return array.ctypes.data
+
+
+@intrinsic
+def keep(typing: Any, array: Any) -> Any:
+    """A last use of an array whose address was in use until here."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), codegen

@@ -12,6 +12,9 @@ import numba
 import torch
 
 from kernels import simd
+from kernels.layers import LayerParts, Layers
+from kernels.linear import Form, Weight
+from kernels.linear import numba as panels
 from kernels.paged_attention import paged_attention
 from kernels.paged_attention.reference import inputs as attention_inputs
 from kernels.rms_norm import rms_norm
@@ -55,6 +58,36 @@ def _calls(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
         yield partial(rope_kv_write, rope.qkv, rope.positions, rope.slots, rope.table, rope.cache, rope.norm)
     attention = attention_inputs([(1, 20)], 4, 2, 16, 16, dtype, 0)
     yield partial(paged_attention, attention.query, attention.cache, attention.batch, window=0, scale=1.0)
+    if dtype == torch.bfloat16:
+        yield partial(_one_layer, dtype)
     logits, batch = sample_inputs(8, 300, dtype, 0)
     yield partial(sample, logits, batch)
     yield partial(score, *score_inputs(2, 300, dtype, 0), 2)
+
+
+def _one_layer(dtype: torch.dtype) -> None:
+    """A step of a model of one layer and one head, in one call."""
+    width, dim = 16, 16
+    attention = attention_inputs([(1, 1)], 1, 1, dim, 16, dtype, 0)
+    norm = torch.zeros(width, dtype=dtype)
+
+    def weight(outputs: int) -> Weight:
+        return Weight(panels.pack(torch.zeros(outputs, width, dtype=dtype)), Form.PANELS, outputs)
+
+    layer = LayerParts(
+        input_norm=norm,
+        qkv=weight(3 * dim),
+        qkv_bias=None,
+        qk_norm=None,
+        output=weight(width),
+        output_bias=None,
+        window=0,
+        mlp_norm=norm,
+        gate_up=weight(2 * width),
+        gate_up_bias=None,
+        down=weight(width),
+        down_bias=None,
+    )
+    layers = Layers([layer], [attention.cache], torch.zeros(1, dim), 1e-6)
+    zero = torch.zeros(1, dtype=torch.int32)
+    layers.run(torch.zeros(1, width, dtype=dtype), zero, zero.long(), attention.batch)

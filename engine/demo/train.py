@@ -33,7 +33,7 @@ from engine.demo import MODEL_FOLDER
 from engine.demo.conversations import Conversation, conversations
 from engine.demo.tokenizer import BEGIN, END, PAD, SPECIAL, ChatEncoder, save_tokenizer, train_tokenizer
 from engine.demo.tool_chats import all_chats
-from engine.loader import choose_dtype
+from kernels.linear import native_bf16
 
 _IGNORED = -100
 
@@ -193,7 +193,7 @@ class Trainer:
         self._config = config
         self._parameters = list(model.parameters())
         self._threads = threads
-        self._dtype = choose_dtype(torch.device("cpu"))
+        self._dtype = torch.bfloat16 if native_bf16() else torch.float32
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         decayed = [p for p in self._parameters if p.dim() >= 2]
         plain = [p for p in self._parameters if p.dim() < 2]

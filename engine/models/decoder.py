@@ -13,6 +13,7 @@ import torch
 from engine.config import ModelConfig
 from engine.models import rope
 from kernels.kv_cache import LayerCache
+from kernels.layers import LayerParts, Layers
 from kernels.linear import Weight, linear, pack
 from kernels.paged_attention import AttentionMetadata, paged_attention
 from kernels.rms_norm import rms_norm
@@ -33,24 +34,6 @@ class StepInputs:
     attention: AttentionMetadata
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """The weights of one layer; query, key and value are merged, gate and up too."""
-
-    input_norm: torch.Tensor
-    qkv: Weight
-    qkv_bias: torch.Tensor | None
-    qk_norm: QkNorm | None
-    output: Weight
-    output_bias: torch.Tensor | None
-    window: int
-    mlp_norm: torch.Tensor
-    gate_up: Weight
-    gate_up_bias: torch.Tensor | None
-    down: Weight
-    down_bias: torch.Tensor | None
-
-
 class Decoder:
     """A model with its weights. Stateless otherwise: keys and values live in the caches that are passed in."""
 
@@ -61,16 +44,19 @@ class Decoder:
         dtype: torch.dtype,
         device: torch.device,
         max_positions: int | None = None,
+        *,
+        int8: bool = False,
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
         self.max_positions = max_positions or config.max_position_embeddings
-        loader = _LayerLoader(config, source, dtype, device)
+        loader = _LayerLoader(config, source, dtype, device, int8)
         self._embedding = loader.embedding()
         self._layers = [loader.layer(index) for index in range(config.num_layers)]
         self._norm = loader.vector("model.norm.weight", config.hidden_size)
         self._head = loader.head(self._embedding)
+        self._compiled: tuple[list[LayerCache], Layers] | None = None
         self._rope = rope.table(config.rope, config.head_dim, self.max_positions, device)
 
     def hidden_states(self, step: StepInputs, caches: list[LayerCache]) -> torch.Tensor:
@@ -78,10 +64,13 @@ class Decoder:
 
         Writes the keys and values of the step's tokens into ``caches`` (one per layer).
         """
+        residual = torch.nn.functional.embedding(step.token_ids, self._embedding)
+        if Layers.possible(self._layers, caches):
+            self._in_one_call(caches).run(residual, step.positions, step.slots, step.attention)
+            return residual
         config = self.config
         eps, scale = config.rms_norm_eps, config.head_dim**-0.5
         query_width = config.num_heads * config.head_dim
-        residual = torch.nn.functional.embedding(step.token_ids, self._embedding)
         x = rms_norm(residual, self._layers[0].input_norm, eps)
         for index, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
             if index:
@@ -95,6 +84,11 @@ class Decoder:
             x = linear(x, layer.down, layer.down_bias)
         return residual.add_(x)
 
+    def _in_one_call(self, caches: list[LayerCache]) -> Layers:
+        if self._compiled is None or self._compiled[0] is not caches:
+            self._compiled = caches, Layers(self._layers, caches, self._rope, self.config.rms_norm_eps)
+        return self._compiled[1]
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary] in the model's dtype, for rows of what `hidden_states` returned."""
         return linear(self.normed(hidden), self._head)
@@ -107,8 +101,11 @@ class Decoder:
 class _LayerLoader:
     """Copies a checkpoint's tensors into merged, packed weights, one at a time."""
 
-    def __init__(self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device, int8: bool
+    ) -> None:
         self._config = config
+        self._int8 = int8
         self._source = source
         self._dtype = dtype
         self._device = device
@@ -126,17 +123,17 @@ class _LayerLoader:
 
     def head(self, embedding: torch.Tensor) -> Weight:
         if self._config.tied:
-            return pack(embedding)
+            return pack(embedding, int8=self._int8)
         return self._linear(["lm_head.weight"], [self._config.vocab_size], self._config.hidden_size)
 
-    def layer(self, index: int) -> Layer:
+    def layer(self, index: int) -> LayerParts:
         config, prefix = self._config, f"model.layers.{index}."
         hidden, inner = config.hidden_size, config.intermediate_size
         query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         qkv = [f"{prefix}self_attn.{part}_proj" for part in ("q", "k", "v")]
         gate_up = [f"{prefix}mlp.{part}_proj" for part in ("gate", "up")]
         output, down = f"{prefix}self_attn.o_proj", f"{prefix}mlp.down_proj"
-        return Layer(
+        return LayerParts(
             input_norm=self.vector(prefix + "input_layernorm.weight", hidden),
             qkv=self._linear([f"{name}.weight" for name in qkv], [query, kv, kv], hidden),
             qkv_bias=self._bias(qkv, [query, kv, kv], config.qkv_bias),
@@ -160,7 +157,7 @@ class _LayerLoader:
         )
 
     def _linear(self, names: list[str], outputs: list[int], inputs: int) -> Weight:
-        return pack(self._merged(names, (sum(outputs), inputs), outputs))
+        return pack(self._merged(names, (sum(outputs), inputs), outputs), int8=self._int8)
 
     def _bias(self, names: list[str], outputs: list[int], present: bool) -> torch.Tensor | None:
         if not present:

@@ -162,7 +162,12 @@ def worker_command(settings: Settings, address: str) -> list[str]:
     if settings.model is not None:
         command.append(settings.model)
     command += ["--listen", address, "--parent-pid", str(os.getpid())]
-    options = {"--name": settings.served_model_name, "--device": settings.device, "--dtype": settings.dtype}
+    options = {
+        "--name": settings.served_model_name,
+        "--device": settings.device,
+        "--dtype": settings.dtype,
+        "--quantization": settings.quantization,
+    }
     for field in (
         *("max_model_len", "max_running", "kv_memory", "block_size", "threads", "ttft", "tpot"),
         *("kv_events", "kv_replay"),

@@ -173,38 +173,18 @@ def _attend_tile(
         for d in range(0, dim, simd.LANES):
             result = simd.mul(simd.load(acc + (row * value_stride + d) * 4, np.float32(0)), inverse)
             simd.store_part(target + d * size, result, tag, dim - d)
+    simd.keep(queries)
+    simd.keep(sums)
+    simd.keep(weights)
 
 
 @njit(cache=True, fastmath=simd.FASTMATH)
 def _scores(tag: Any, size: int, key: int, key_stride: int, dim: int, rows: int, q: int, p: int) -> None:
-    """Scores of 16 keys for every row; four rows at a time share the loads of the keys."""
-    step = key_stride * size
-    row = 0
-    while row + 4 <= rows:
-        q0 = q + row * dim * 4
-        q1, q2, q3 = q0 + dim * 4, q0 + dim * 8, q0 + dim * 12
-        a0 = simd.splat(np.float32(0))
-        a1, a2, a3 = a0, a0, a0
-        for d in range(dim):
-            k = simd.load(key + d * step, tag)
-            a0 = simd.fma(simd.splat(simd.get(q0 + d * 4)), k, a0)
-            a1 = simd.fma(simd.splat(simd.get(q1 + d * 4)), k, a1)
-            a2 = simd.fma(simd.splat(simd.get(q2 + d * 4)), k, a2)
-            a3 = simd.fma(simd.splat(simd.get(q3 + d * 4)), k, a3)
-        simd.store(p + row * 64, a0)
-        simd.store(p + row * 64 + 64, a1)
-        simd.store(p + row * 64 + 128, a2)
-        simd.store(p + row * 64 + 192, a3)
-        row += 4
-    while row < rows:
-        q0 = q + row * dim * 4
-        a0 = simd.splat(np.float32(0))
-        a1 = a0
-        for d in range(0, dim, 2):
-            a0 = simd.fma(simd.splat(simd.get(q0 + d * 4)), simd.load(key + d * step, tag), a0)
-            a1 = simd.fma(simd.splat(simd.get(q0 + d * 4 + 4)), simd.load(key + (d + 1) * step, tag), a1)
-        simd.store(p + row * 64, simd.add(a0, a1))
-        row += 1
+    """Scores of 16 keys for every row."""
+    for row in range(0, rows, 4):
+        simd.weighted_sums(
+            tag, rows - row, q + row * dim * 4, dim * 4, key, key_stride * size, dim, p + row * 64, 64, 0
+        )
 
 
 @njit(cache=True, fastmath=simd.FASTMATH)
@@ -236,31 +216,17 @@ def _gather(
     Only those: other slots may hold anything, and 0 x NaN is NaN.
     """
     step = value_stride * size
-    row = 0
-    while row + 4 <= rows:
-        p0 = p + row * 64
+    for row in range(0, rows, 4):
         for d in range(0, value_stride, simd.LANES):
-            s0 = acc + (row * value_stride + d) * 4
-            s1, s2, s3 = s0 + value_stride * 4, s0 + value_stride * 8, s0 + value_stride * 12
-            a0, a1 = simd.load(s0, np.float32(0)), simd.load(s1, np.float32(0))
-            a2, a3 = simd.load(s2, np.float32(0)), simd.load(s3, np.float32(0))
-            for j in range(first, last):
-                v = simd.load(value + j * step + d * size, tag)
-                a0 = simd.fma(simd.splat(simd.get(p0 + j * 4)), v, a0)
-                a1 = simd.fma(simd.splat(simd.get(p0 + j * 4 + 64)), v, a1)
-                a2 = simd.fma(simd.splat(simd.get(p0 + j * 4 + 128)), v, a2)
-                a3 = simd.fma(simd.splat(simd.get(p0 + j * 4 + 192)), v, a3)
-            simd.store(s0, a0)
-            simd.store(s1, a1)
-            simd.store(s2, a2)
-            simd.store(s3, a3)
-        row += 4
-    while row < rows:
-        for d in range(0, value_stride, simd.LANES):
-            s0 = acc + (row * value_stride + d) * 4
-            a0 = simd.load(s0, np.float32(0))
-            for j in range(first, last):
-                v = simd.load(value + j * step + d * size, tag)
-                a0 = simd.fma(simd.splat(simd.get(p + row * 64 + j * 4)), v, a0)
-            simd.store(s0, a0)
-        row += 1
+            simd.weighted_sums(
+                tag,
+                rows - row,
+                p + row * 64 + first * 4,
+                64,
+                value + first * step + d * size,
+                step,
+                last - first,
+                acc + (row * value_stride + d) * 4,
+                value_stride * 4,
+                1,
+            )

@@ -66,3 +66,12 @@ def _rows_parallel(
     for row in prange(rows):
         at = row * width * size
         _row(tag, size, x + at, weight, residual + at if residual != 0 else 0, out + at, width, eps)
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)
+def _add(tag: Any, size: int, x: int, residual: int, count: int) -> None:
+    """Add ``count`` elements to the residual, as the next norm would."""
+    for i in range(0, count, simd.LANES):
+        new = simd.load_part(x + i * size, tag, count - i)
+        old = simd.load_part(residual + i * size, tag, count - i)
+        simd.store_part(residual + i * size, simd.add(old, new), tag, count - i)

@@ -58,6 +58,7 @@ def _score(
         logprobs[row] = own - log_sum
         ranks[row] = 1 + _larger(values, padded, own)
         likeliest(values, padded, log_sum, top, top_tokens[row], top_logprobs[row])
+        simd.keep(copy)
 
 
 @njit(cache=True)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.config import ModelConfig, ModelFault
-from engine.loader import INDEX_FILE, Checkpoint, choose_dtype, load_model
+from engine.loader import INDEX_FILE, Checkpoint, load_model
 from engine.models.decoder import Decoder
 from tests.engine.families import Pair, save
 
@@ -166,17 +166,6 @@ def test_extra_tensors_are_logged_unless_harmless(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         load(tmp_path)
     assert "1 tensors were not used: model.surprise" in caplog.text
-
-
-def test_dtype() -> None:
-    assert choose_dtype(CPU) in (torch.float32, torch.bfloat16)
-    assert choose_dtype(torch.device("cuda")) == torch.bfloat16
-
-
-@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_dtype_follows_the_cpu(monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    assert choose_dtype(CPU) == dtype
 
 
 MEASURE = """

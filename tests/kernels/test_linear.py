@@ -1,29 +1,96 @@
-"""Does a packed weight give what ``F.linear`` gives, and does everything fall back to that?"""
+"""Does a weight in every form give what the reference gives, and is int8 as near as 8 bits can be?"""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kernels.linear import Weight, linear, pack
+from kernels.linear import Form, Weight, linear, numba, pack, reference
 from tests.kernels.compare import assert_close, both_dtypes
+
+SHAPES = st.tuples(st.integers(1, 11), st.integers(1, 70), st.integers(1, 50))
 
 
 @both_dtypes
 @pytest.mark.parametrize("rows", [1, 2, 17])
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_is_plain(dtype: torch.dtype, rows: int, bias: bool) -> None:
-    draw = torch.Generator().manual_seed(rows)
-    x, weight = (torch.randn(n, 42, generator=draw).to(dtype) for n in (rows, 123))
-    offset = torch.randn(123, generator=draw).to(dtype) if bias else None
+    x, weight, offset = reference.inputs(rows, 42, 123, dtype, rows)
     with torch.inference_mode():
-        actual = linear(x, pack(weight), offset)
-    expected = x.float() @ weight.float().T + (offset.float() if offset is not None else 0)
-    assert_close(actual, expected, 1e-4 if dtype == torch.float32 else 4e-2)
+        actual = linear(x, pack(weight), offset if bias else None)
+    assert_close(actual, reference.linear(x, weight, offset if bias else None), reference.TOLERANCE[dtype])
     assert actual.dtype == dtype
 
 
-def test_without_onednn_the_weight_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@settings(deadline=None, max_examples=60)
+@given(shape=SHAPES, seed=st.integers(0, 99), bias=st.booleans())
+def test_panels_are_the_reference(shape: tuple[int, int, int], seed: int, bias: bool) -> None:
+    x, weight, offset = reference.inputs(*shape, torch.bfloat16, seed)
+    added = offset if bias else None
+    actual = numba.linear(x, numba.pack(weight), len(weight), None, added)
+    assert_close(actual, reference.linear(x, weight, added), reference.TOLERANCE[torch.bfloat16])
+
+
+@both_dtypes
+@settings(deadline=None, max_examples=60)
+@given(shape=SHAPES, seed=st.integers(0, 99), bias=st.booleans())
+def test_int8_is_the_reference(dtype: torch.dtype, shape: tuple[int, int, int], seed: int, bias: bool) -> None:
+    x, weight, offset = reference.inputs(*shape, dtype, seed)
+    x[0] *= 1000  # rows have scales of their own
+    added = offset if bias else None
+    packed = pack(weight, int8=True)
+    assert packed.form is Form.PANELS
+    expected = reference.linear_int8(x, reference.quantise(weight), added)
+    # A value that lies between two steps may be rounded to the other one: worth a weight's step times x's.
+    step = x.float().abs().amax(1, keepdim=True) / 127 * weight.float().abs().max()
+    assert (
+        (linear(x, packed, added).float() - expected.float())
+        .abs()
+        .le(2 * step + reference.TOLERANCE[dtype] * expected.float().abs().clamp(min=1))
+        .all()
+    )
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("rows", [numba.WIDE, numba.BLOCK, numba.BLOCK + 1, 2 * numba.BLOCK + 3])
+def test_rows_don_t_depend_on_how_many_there_are(rows: int, int8: bool) -> None:
+    x, weight, bias = reference.inputs(rows, 96, 40, torch.bfloat16, rows)
+    packed = pack(weight, int8=int8) if int8 else Weight(numba.pack(weight), Form.PANELS, 40)
+    whole = linear(x, packed, bias)
+    single = torch.cat([linear(x[i : i + 1], packed, bias) for i in range(rows)])
+    assert_close(whole, single, 1e-2)
+    if int8:
+        assert torch.equal(whole, single)
+
+
+def test_rows_may_have_gaps() -> None:
+    x, weight, _ = reference.inputs(5, 64, 20, torch.bfloat16, 1)
+    wide = torch.full((5, 100), torch.nan, dtype=torch.bfloat16)
+    wide[:, :64] = x
+    packed = Weight(numba.pack(weight), Form.PANELS, 20)
+    assert torch.equal(linear(wide[:, :64], packed), linear(x, packed))
+
+
+def test_int8_of_zeros() -> None:
+    packed = pack(torch.zeros(20, 8), int8=True)
+    assert not linear(torch.ones(2, 8), packed).any()
+    assert not linear(torch.zeros(2, 8), pack(torch.ones(20, 8), int8=True)).any()
+
+
+def test_int8_is_near_what_was_rounded() -> None:
+    x, weight, _ = reference.inputs(64, 768, 512, torch.float32, 0)
+    exact = reference.linear(x, weight)
+    rounded = reference.linear_int8(x, reference.quantise(weight))
+    assert (rounded - exact).square().mean().sqrt() < 0.012 * exact.square().mean().sqrt()
+
+
+def test_a_cpu_without_bf16_takes_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    weight = torch.ones(3, 5, dtype=torch.bfloat16)
-    packed = pack(weight)
-    assert packed == Weight(weight, False)
+    packed = pack(torch.ones(3, 5, dtype=torch.bfloat16))
+    assert packed.form is Form.PANELS
     assert linear(torch.ones(2, 5, dtype=torch.bfloat16), packed).tolist() == [[5.0] * 3] * 2
+
+
+def test_float32_stays_as_it_is() -> None:
+    weight = torch.ones(3, 5)
+    assert pack(weight).tensor is weight
