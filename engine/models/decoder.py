@@ -56,7 +56,7 @@ class Decoder:
         self._layers = [loader.layer(index) for index in range(config.num_layers)]
         self._norm = loader.vector("model.norm.weight", config.hidden_size)
         self._head = loader.head(self._embedding)
-        self._compiled: tuple[list[LayerCache], Layers] | None = None
+        self._compiled: tuple[list[LayerCache], Layers | None] | None = None
         self._rope = rope.table(config.rope, config.head_dim, self.max_positions, device)
 
     def hidden_states(self, step: StepInputs, caches: list[LayerCache]) -> torch.Tensor:
@@ -65,8 +65,8 @@ class Decoder:
         Writes the keys and values of the step's tokens into ``caches`` (one per layer).
         """
         residual = torch.nn.functional.embedding(step.token_ids, self._embedding)
-        if Layers.possible(self._layers, caches):
-            self._in_one_call(caches).run(residual, step.positions, step.slots, step.attention)
+        if layers := self._in_one_call(caches):
+            layers.run(residual, step.positions, step.slots, step.attention)
             return residual
         config = self.config
         eps, scale = config.rms_norm_eps, config.head_dim**-0.5
@@ -84,9 +84,12 @@ class Decoder:
             x = linear(x, layer.down, layer.down_bias)
         return residual.add_(x)
 
-    def _in_one_call(self, caches: list[LayerCache]) -> Layers:
+    def _in_one_call(self, caches: list[LayerCache]) -> Layers | None:
+        """The layers as one compiled function, where they can be that."""
         if self._compiled is None or self._compiled[0] is not caches:
-            self._compiled = caches, Layers(self._layers, caches, self._rope, self.config.rms_norm_eps)
+            possible = Layers.possible(self._layers, caches)
+            made = Layers(self._layers, caches, self._rope, self.config.rms_norm_eps) if possible else None
+            self._compiled = caches, made
         return self._compiled[1]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

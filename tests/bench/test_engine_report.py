@@ -40,8 +40,8 @@ def test_a_figure_is_the_median_with_its_range_and_the_worst_neighbour() -> None
 def test_the_table_has_a_row_for_each_side_and_a_column_for_each_workload() -> None:
     rows = table(comparison()).splitlines()
     assert rows[0] == "| model | engine | a | b |"
-    assert rows[2].startswith("| `tiny` | Penstock | 4,096 (2,731–8,192); 20% |")  # noqa: RUF001
-    assert rows[3].startswith("| `tiny` | vLLM for CPU, offline | 2,731 ")
+    assert rows[2].startswith("| `tiny` | Penstock, bf16 | 4,096 (2,731–8,192); 20% |")  # noqa: RUF001
+    assert rows[3].startswith("| `tiny` | vLLM for CPU, offline, bf16 | 2,731 ")
     assert len(rows) == 4
 
 

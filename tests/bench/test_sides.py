@@ -50,9 +50,22 @@ def test_a_short_answer_is_refused() -> None:
 def test_main_writes_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"vocab_size": 100}')
     out = tmp_path / "out.json"
-    options = ["--model", str(tmp_path), "--workloads", "a", "b", "--seed", "1", "--short", "--out", str(out)]
+    options = [
+        "--model",
+        str(tmp_path),
+        "--workloads",
+        "a",
+        "b",
+        "--seed",
+        "1",
+        "--short",
+        "--out",
+        str(out),
+        "--variant",
+        "v",
+    ]
     monkeypatch.setattr(sys, "argv", ["side", *options])
-    main(lambda folder: Recorder())
+    main(lambda folder, variant: Recorder())
     written = json.loads(out.read_text())
     assert written["versions"] == {"recorder": "1"}
     assert [timing["workload"] for timing in written["timings"]] == ["a", "b"]
