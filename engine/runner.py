@@ -18,7 +18,7 @@ from engine.constraints import Masks
 from engine.job import Job
 from engine.link import Sampling
 from engine.models.decoder import Decoder, StepInputs
-from engine.sampler import sampling_batch
+from engine.sampler import Sampler
 from kernels.kv_cache import allocate, bytes_per_block
 from kernels.paged_attention import AttentionMetadata
 from kernels.sample import Samples, sample
@@ -74,6 +74,7 @@ class Runner:
         self._model = model
         self._block_size = block_size
         self._masks = Masks(config.vocab_size)
+        self._sampler = Sampler(model.device)
         self._caches = [
             allocate(num_blocks, config.num_kv_heads, config.head_dim, block_size, model.dtype, model.device)
             for _ in range(config.num_layers)
@@ -118,7 +119,7 @@ class Runner:
             drawn = None
             if jobs:
                 logits = self._model.logits(self._sampled(batch, hidden))
-                drawn = sample(logits, sampling_batch(jobs, self._masks.finish(jobs, mask), self._model.device))
+                drawn = sample(logits, self._sampler.batch(jobs, self._masks.finish(jobs, mask)))
         return _result(slices, jobs, drawn)
 
     def _show_readers(self, slices: Sequence[Slice[Job]], batch: Batch, hidden: torch.Tensor) -> None:
@@ -133,9 +134,11 @@ class Runner:
 
     def _hidden_states(self, batch: Batch) -> torch.Tensor:
         device = self._model.device
+        on_cpu = device.type == "cpu"
 
         def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
+            tensor = torch.from_numpy(array)
+            return tensor if on_cpu else tensor.to(device)
 
         attention = AttentionMetadata(
             query_starts=put(batch.query_starts),
@@ -154,6 +157,8 @@ class Runner:
 
 def flatten(slices: Sequence[Slice[Job]], block_size: int) -> Batch:
     """Lay the slices' tokens one after the other, with what attention must know of each."""
+    if all(piece.count == 1 for piece in slices):
+        return _flatten_single(slices, block_size)
     starts = np.array([piece.start for piece in slices], np.int32)
     counts = np.array([piece.count for piece in slices], np.int32)
     ends = np.cumsum(counts, dtype=np.int32)
@@ -174,6 +179,23 @@ def flatten(slices: Sequence[Slice[Job]], block_size: int) -> Batch:
     )
 
 
+def _flatten_single(slices: Sequence[Slice[Job]], block_size: int) -> Batch:
+    """The same where every slice is one token, as in most steps."""
+    positions = np.array([piece.start for piece in slices], np.int32)
+    tables = _block_tables([piece.request.blocks for piece in slices])
+    rows = np.arange(len(slices) + 1)
+    block, offset = np.divmod(positions, block_size)
+    return Batch(
+        token_ids=np.array([piece.request.tokens[piece.start] for piece in slices], np.int32),
+        positions=positions,
+        slots=tables[rows[:-1], block].astype(np.int64) * block_size + offset,
+        query_starts=rows.astype(np.int32),
+        context_lengths=positions + 1,
+        block_tables=tables,
+        sampled=rows[:-1][[_draws(piece) for piece in slices]],
+    )
+
+
 def kv_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
     """What one KV block takes over all layers, in bytes."""
     return config.num_layers * bytes_per_block(config.num_kv_heads, config.head_dim, block_size, dtype)
@@ -181,6 +203,8 @@ def kv_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype)
 
 def _block_tables(blocks: Sequence[Sequence[int]]) -> np.ndarray:
     """[S, most blocks] int32; the rest of each row is zero."""
+    if len(blocks) == 1:
+        return np.array(blocks, np.int32)
     lengths = np.array([len(row) for row in blocks])
     tables = np.zeros((len(blocks), int(lengths.max())), np.int32)
     filled = np.arange(tables.shape[1]) < lengths[:, None]

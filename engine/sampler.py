@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import is_
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,32 @@ from kernels.sample import SamplingBatch
 
 _MOST_TOP_K: Final = 2**31 - 1
 _UNEDITED: Final = Row(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32))
+
+
+class Sampler:
+    """Puts the parameters of a step's rows together. Only safe to use from one thread, one step at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._jobs: list[Job] = []
+        self._positions = np.empty(0, np.int64)
+        self._batch: SamplingBatch | None = None
+
+    def batch(self, jobs: Sequence[Job], mask: StepMask) -> SamplingBatch:
+        """The parameters of all rows, one for each of ``jobs``; valid until the next call.
+
+        From one step to the next the same jobs mostly differ in their tokens' positions alone.
+        """
+        if self._batch is not None and len(jobs) == len(self._jobs) and all(map(is_, jobs, self._jobs)):
+            self._positions[:] = [len(job.tokens) for job in jobs]
+            return self._batch
+        batch = sampling_batch(jobs, mask, self._device)
+        plain = not len(mask.rows) and all(job.edits is None for job in jobs)
+        if plain and self._device.type == "cpu":
+            self._jobs, self._batch, self._positions = list(jobs), batch, batch.position.numpy()
+        else:
+            self._jobs, self._batch = [], None
+        return batch
 
 
 def sampling_batch(jobs: Sequence[Job], mask: StepMask, device: torch.device) -> SamplingBatch:

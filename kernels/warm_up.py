@@ -88,6 +88,6 @@ def _one_layer(dtype: torch.dtype) -> None:
         down=weight(width),
         down_bias=None,
     )
-    layers = Layers([layer], [attention.cache], torch.zeros(1, dim), 1e-6)
+    layers = Layers(torch.zeros(1, width, dtype=dtype), [layer], [attention.cache], torch.zeros(1, dim), 1e-6)
     zero = torch.zeros(1, dtype=torch.int32)
-    layers.run(torch.zeros(1, width, dtype=dtype), zero, zero.long(), attention.batch)
+    layers.run(zero, zero, zero.long(), attention.batch)

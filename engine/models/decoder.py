@@ -64,11 +64,10 @@ class Decoder:
 
         Writes the keys and values of the step's tokens into ``caches`` (one per layer).
         """
-        residual = torch.nn.functional.embedding(step.token_ids, self._embedding)
         if layers := self._in_one_call(caches):
-            layers.run(residual, step.positions, step.slots, step.attention)
-            return residual
+            return layers.run(step.token_ids, step.positions, step.slots, step.attention)
         config = self.config
+        residual = torch.nn.functional.embedding(step.token_ids, self._embedding)
         eps, scale = config.rms_norm_eps, config.head_dim**-0.5
         query_width = config.num_heads * config.head_dim
         x = rms_norm(residual, self._layers[0].input_norm, eps)
@@ -88,8 +87,8 @@ class Decoder:
         """The layers as one compiled function, where they can be that."""
         if self._compiled is None or self._compiled[0] is not caches:
             possible = Layers.possible(self._layers, caches)
-            made = Layers(self._layers, caches, self._rope, self.config.rms_norm_eps) if possible else None
-            self._compiled = caches, made
+            parts = self._embedding, self._layers, caches, self._rope, self.config.rms_norm_eps
+            self._compiled = caches, Layers(*parts) if possible else None
         return self._compiled[1]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -51,13 +51,20 @@ class Layers:
     """The layers of one model with its caches, ready to be run. Keeps what it was made of alive.
 
     Args:
+        embedding: [vocabulary, hidden].
         rope: cosines and sines [positions, head_dim] float32.
     """
 
     def __init__(
-        self, layers: Sequence[LayerParts], caches: Sequence[LayerCache], rope: torch.Tensor, eps: float
+        self,
+        embedding: torch.Tensor,
+        layers: Sequence[LayerParts],
+        caches: Sequence[LayerCache],
+        rope: torch.Tensor,
+        eps: float,
     ) -> None:
-        self._kept = (list(layers), list(caches), rope)
+        self._kept = (list(layers), list(caches))
+        self._embedding = embedding
         self._table = np.array([_row(*pair) for pair in zip(layers, caches, strict=True)], np.int64)
         self._rope = rope
         self._eps = np.float32(eps)
@@ -75,12 +82,15 @@ class Layers:
         weights = [weight for layer in layers for weight in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         return all(weight.form is Form.PANELS for weight in weights) and all(simd.supported(one.key) for one in caches)
 
-    def run(self, hidden: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, batch: AttentionMetadata) -> None:
-        """Turn the embeddings in ``hidden`` [T, hidden] into what the last layer leaves, in place.
+    def run(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, batch: AttentionMetadata
+    ) -> torch.Tensor:
+        """What the last layer leaves of the tokens: [T, hidden]. Writes the caches.
 
-        positions [T] int32, slots [T] int64. Writes the caches.
+        token_ids and positions [T] int32, slots [T] int64.
         """
-        tokens, width = hidden.shape
+        tokens, width = len(token_ids), self._embedding.shape[1]
+        hidden = torch.empty(tokens, width, dtype=self._embedding.dtype)
         size = simd.SIZES[hidden.dtype]
         wide = max(self._heads * self._dim, self._inner, width)
         needed = tokens * size * (width + self._qkv_width + wide + 2 * self._inner)
@@ -90,6 +100,8 @@ class Layers:
             simd.tag_of(hidden.dtype),
             size,
             self._table,
+            self._embedding.data_ptr(),
+            token_ids.data_ptr(),
             hidden.data_ptr(),
             tokens,
             width,
@@ -109,6 +121,7 @@ class Layers:
             self._space.data_ptr(),
             wide,
         )
+        return hidden
 
 
 def _row(layer: LayerParts, cache: LayerCache) -> list[int]:
@@ -209,6 +222,8 @@ def _run(
     tag: Any,
     size: int,
     table: Any,
+    embedding: int,
+    token_ids: int,
     hidden: int,
     tokens: int,
     width: int,
@@ -238,6 +253,11 @@ def _run(
     qkv = x + tokens * width * size
     y = qkv + tokens * qkv_width * size
     gate_up = y + tokens * wide * size
+    for token in range(tokens):
+        source = embedding + simd.get_i32(token_ids + 4 * token) * width * size
+        for i in range(0, width, simd.LANES):
+            part = simd.load_part(source + i * size, tag, width - i)
+            simd.store_part(hidden + (token * width + i) * size, part, tag, width - i)
     for layer in range(len(table)):
         row = table[layer]
         # The first layer has nothing to add to the residual yet.

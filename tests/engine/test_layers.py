@@ -33,10 +33,10 @@ def test_in_one_call_or_in_many(name: str, int8: bool, tmp_path: Path, monkeypat
     calls = 0
     through = Layers.run
 
-    def counted(*args: object) -> None:
+    def counted(*args: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        through(*args)  # type: ignore[arg-type]
+        return through(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Layers, "run", counted)
 
