@@ -23,6 +23,7 @@ keep_compiled_kernels()
 
 FASTMATH: Final = {"nsz", "arcp", "contract", "afn", "reassoc"}  # not nnan, ninf: masks are infinities
 LANES: Final = 16
+LINE: Final = 64  # bytes that come from memory together
 TAGS: Final = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 SIZES: Final = {torch.float32: 4, torch.bfloat16: 2}
 
@@ -72,6 +73,11 @@ def _lanes_below(builder: Any, count: Any) -> Any:
     return builder.icmp_signed("<", ir.Constant(_VI32, list(range(LANES))), lanes)
 
 
+def _all_lanes(builder: Any, count: Any) -> Any:
+    """Whether an int64 is no less than 16. AVX2 has no masks for 16-bit lanes: LLVM goes through them one by one."""
+    return builder.icmp_signed(">=", count, ir.Constant(_I64, LANES))
+
+
 def _widen(builder: Any, raw: Any) -> Any:
     wide = builder.shl(builder.zext(raw, _VI32), _constant(16, _VI32))
     return builder.bitcast(wide, _VF32)
@@ -113,8 +119,17 @@ def load_part(typing: Any, address: Any, tag: Any, count: Any) -> Any:
         pointer = builder.inttoptr(args[0], kind.as_pointer())
         align = ir.Constant(_I32, 2 if half else 4)
         name = f"llvm.masked.load.v16{'i16' if half else 'f32'}.p0"
-        call_args = [pointer, align, _lanes_below(builder, args[2]), ir.Constant(kind, [0] * LANES)]
-        raw = _llvm(builder, name, kind, call_args)
+        with builder.if_else(_all_lanes(builder, args[2])) as (whole, part):
+            with whole:
+                all_of = builder.load(pointer, align=2 if half else 4)
+                from_whole = builder.block
+            with part:
+                call_args = [pointer, align, _lanes_below(builder, args[2]), ir.Constant(kind, [0] * LANES)]
+                some_of = _llvm(builder, name, kind, call_args)
+                from_part = builder.block
+        raw = builder.phi(kind)
+        raw.add_incoming(all_of, from_whole)
+        raw.add_incoming(some_of, from_part)
         return _widen(builder, raw) if half else raw
 
     return f32x16(types.int64, tag, types.int64), codegen
@@ -131,7 +146,11 @@ def store_part(typing: Any, address: Any, value: Any, tag: Any, count: Any) -> A
         align = ir.Constant(_I32, 2 if half else 4)
         data = _narrow(builder, args[1]) if half else args[1]
         name = f"llvm.masked.store.v16{'i16' if half else 'f32'}.p0"
-        _llvm(builder, name, ir.VoidType(), [data, pointer, align, _lanes_below(builder, args[3])])
+        with builder.if_else(_all_lanes(builder, args[3])) as (whole, part):
+            with whole:
+                builder.store(data, pointer, align=2 if half else 4)
+            with part:
+                _llvm(builder, name, ir.VoidType(), [data, pointer, align, _lanes_below(builder, args[3])])
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16, tag, types.int64), codegen
@@ -155,8 +174,13 @@ def store_rounded(typing: Any, address: Any, value: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         whole = builder.fptosi(_llvm(builder, "llvm.rint.v16f32", _VF32, [args[1]]), _VI32)
         pointer = builder.inttoptr(args[0], _V16.as_pointer())
-        data = [builder.trunc(whole, _V16), pointer, ir.Constant(_I32, 2), _lanes_below(builder, args[2])]
-        _llvm(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), data)
+        narrow = builder.trunc(whole, _V16)
+        with builder.if_else(_all_lanes(builder, args[2])) as (all_of, part):
+            with all_of:
+                builder.store(narrow, pointer, align=2)
+            with part:
+                data = [narrow, pointer, ir.Constant(_I32, 2), _lanes_below(builder, args[2])]
+                _llvm(builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), data)
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16, types.int64), codegen
@@ -444,6 +468,25 @@ def weighted_sums(
 def address_of(array: Any) -> Any:
     """The address of a NumPy array's first element. Numba frees an array after its last use: `keep` it until then."""
     return array.ctypes.data
+
+
+@intrinsic
+def _prefetch(typing: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, ir.Constant(_I32, 0), ir.Constant(_I32, 2), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@njit(cache=True)
+def prefetch(first: int, last: int) -> None:
+    """Ask for the memory from one address to another, which will be read soon: any address will do."""
+    for address in range(first, last, LINE):
+        _prefetch(address)
 
 
 @intrinsic

@@ -252,6 +252,8 @@ def _panels(
         left = outputs - column
         for row in range(0, rows, ROWS):
             count = min(ROWS, rows - row)
+            if rows > ROWS:  # the next panel comes in while this one is used; one row reads ahead as it is
+                simd.prefetch(own + bytes_ + bytes_ * row // rows, own + bytes_ + bytes_ * (row + count) // rows)
             if scale == 0:
                 _multiply_bf16(count, x + row * stride, stride, own, padded // 2, tile)
             else:

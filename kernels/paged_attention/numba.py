@@ -150,10 +150,18 @@ def _attend_tile(
 
     end = position + tokens
     begin = max(0, position - window + 1) if window > 0 else 0
-    for block in range(begin // block_size, (end + block_size - 1) // block_size):
+    key_step, value_step = kv_heads * dim * key_stride * size, kv_heads * block_size * value_stride * size
+    blocks = (end + block_size - 1) // block_size
+    for block in range(begin // block_size, blocks):
         number = simd.get_i32(table + 4 * block)
-        block_key = key + number * kv_heads * dim * key_stride * size
-        block_value = value + number * kv_heads * block_size * value_stride * size
+        block_key = key + number * key_step
+        block_value = value + number * value_step
+        if block + 1 < blocks:  # blocks lie anywhere: nothing else could tell which comes next
+            number = simd.get_i32(table + 4 * block + 4)
+            following = key + number * key_step
+            simd.prefetch(following, following + dim * key_stride * size)
+            following = value + number * value_step
+            simd.prefetch(following, following + block_size * value_stride * size)
         for offset in range(0, block_size, simd.LANES):
             base = block * block_size + offset
             last = min(min(simd.LANES, block_size - offset), end - base)

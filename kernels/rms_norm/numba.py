@@ -9,7 +9,7 @@ from numba import njit, prange
 from kernels import simd
 
 # Below this many elements one thread is faster than waking the others.
-PARALLEL: Final = 1 << 14
+PARALLEL: Final = 1 << 16
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from kernels.kv_cache import LayerCache
 from kernels.rope_kv_write.reference import QkNorm
 
 # Below this many elements one thread is faster than waking the others.
-PARALLEL: Final = 1 << 14
+PARALLEL: Final = 1 << 15
 
 
 def rope_kv_write(

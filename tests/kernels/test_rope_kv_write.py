@@ -43,7 +43,7 @@ def test_numba_is_the_reference(
 @both_dtypes
 def test_the_parallel_variant(dtype: torch.dtype) -> None:
     def draw() -> reference.Inputs:
-        return reference.inputs(91, 6, 3, 24, dtype, 4, norm=True)
+        return reference.inputs(120, 6, 3, 24, dtype, 4, norm=True)
 
     assert draw().qkv.numel() >= numba.PARALLEL
     check((draw(), draw()), 6, dtype)
