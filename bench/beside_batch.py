@@ -51,9 +51,9 @@ class Report(msgspec.Struct, frozen=True):
     phases: list[Phase]
 
 
-def start_server(state: Path) -> tuple[subprocess.Popen[str], str]:
-    """``penstock serve`` on a free port, and its address."""
-    command = [sys.executable, "-m", "penstock", "serve", "--port", "0", "--data-dir", str(state)]
+def start_server(state: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """``penstock serve`` with ``options`` on a free port, and its address."""
+    command = [sys.executable, "-m", "penstock", "serve", "--port", "0", "--data-dir", str(state), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
