@@ -1,8 +1,8 @@
 """How fast does a whole server stream? ``python -m bench.streaming`` sends the engine comparison's workload over HTTP.
 
 A server of our own (gateway and worker, default settings) with `tiny` and a tokenizer made for the purpose answers 64
-streamed completions at a time, each of 128 random token ids, for 128 tokens. The client reads raw sockets and looks at no
-event, so that it takes little of the machine; how much CPU the gateway took for each token is read from the system.
+streamed completions at a time, each of 128 random token ids, for 128 tokens. The client reads raw sockets and decodes
+nothing, so that it takes little of the machine; how much CPU the gateway took is read from the system.
 """
 
 import argparse

@@ -65,7 +65,7 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True)
 class Engine:
-    """One model on one device, answering many requests at a time.
+    """One model on one device, answering many requests at a time. ``dtype`` is that of its weights.
 
     Only safe to use from one thread.
     """
@@ -133,7 +133,7 @@ class Engine:
             folder=folder,
             config=config,
             device=device.type,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype="int8" if int8 else str(dtype).removeprefix("torch."),
             max_model_len=budget.max_model_len,
             pool=pool,
             scheduler=scheduler,

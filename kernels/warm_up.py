@@ -1,7 +1,7 @@
 """Which kernels must be compiled before the first request, and how is that shown?
 
 Numba compiles a kernel when it is first called with arguments of a type, and keeps the result on disk: the first start
-on a machine takes 6 seconds on an idle core, later ones half a second.
+on a machine takes 20 to 30 seconds on an idle core, later ones half a second.
 """
 
 from collections.abc import Callable, Iterator
