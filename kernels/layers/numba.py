@@ -27,6 +27,8 @@ from kernels.silu_mul import numba as silu
 INPUT_NORM, MLP_NORM, QUERY_NORM, KEY_NORM, WINDOW, KEY, VALUE = range(7)
 QKV, OUTPUT, GATE_UP, DOWN = 7, 10, 13, 16  # each: the panels, their scale, the bias
 FIELDS: Final = 19
+CHUNK: Final = 256
+"""Tokens that go through the MLP together: what lies between its products is wide, and would else fill the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,8 @@ class Layers:
         tokens, width = len(token_ids), self._embedding.shape[1]
         hidden = torch.empty(tokens, width, dtype=self._embedding.dtype)
         size = simd.SIZES[hidden.dtype]
-        wide = max(self._heads * self._dim, self._inner, width)
-        needed = tokens * size * (width + self._qkv_width + wide + 2 * self._inner)
+        wide = max(self._heads * self._dim, width)
+        needed = size * (tokens * (width + self._qkv_width + wide) + min(tokens, CHUNK) * 3 * self._inner)
         if self._space.numel() < needed:
             self._space = torch.empty(needed, dtype=torch.uint8)
         _run(
@@ -253,6 +255,7 @@ def _run(
     qkv = x + tokens * width * size
     y = qkv + tokens * qkv_width * size
     gate_up = y + tokens * wide * size
+    z = gate_up + min(tokens, CHUNK) * 2 * inner * size
     for token in range(tokens):
         source = embedding + simd.get_i32(token_ids + 4 * token) * width * size
         for i in range(0, width, simd.LANES):
@@ -306,10 +309,12 @@ def _run(
         )
         _product(tag, size, y, tokens, query, row, OUTPUT, width, x)
         _norm(tag, size, x, row[MLP_NORM], hidden, y, tokens, width, eps)
-        _product(tag, size, y, tokens, width, row, GATE_UP, 2 * inner, gate_up)
-        if tokens * inner >= silu.PARALLEL:
-            silu._rows_parallel(tag, size, gate_up, y, tokens, inner)
-        else:
-            silu._rows(tag, size, gate_up, y, tokens, inner)
-        _product(tag, size, y, tokens, inner, row, DOWN, width, x)
+        for first in range(0, tokens, CHUNK):
+            count = min(CHUNK, tokens - first)
+            _product(tag, size, y + first * width * size, count, width, row, GATE_UP, 2 * inner, gate_up)
+            if count * inner >= silu.PARALLEL:
+                silu._rows_parallel(tag, size, gate_up, z, count, inner)
+            else:
+                silu._rows(tag, size, gate_up, z, count, inner)
+            _product(tag, size, z, count, inner, row, DOWN, width, x + first * width * size)
     norm._add(tag, size, x, hidden, tokens * width)

@@ -78,6 +78,20 @@ def test_the_working_memory_grows_with_the_step(tmp_path: Path) -> None:
         assert together.tokens[uid] == alone.tokens[uid]
 
 
+def test_more_tokens_than_go_through_the_mlp_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = panels(save("llama", tmp_path, dtype=torch.bfloat16).folder, False)
+
+    def logits() -> torch.Tensor:
+        ours = [job(uid, prompt(uid, 250), 1) for uid in range(3)]
+        for uid, one in enumerate(ours):
+            one.blocks = list(range(uid * 63, uid * 63 + 63))
+        return Runner(model, 200, 4).logits([Slice(one, 0, 250, True) for one in ours])
+
+    whole = logits()
+    monkeypatch.setattr(Layers, "possible", lambda layers, caches: False)
+    assert torch.equal(whole, logits())
+
+
 def test_float32_goes_through_the_kernels(tmp_path: Path) -> None:
     model = load_model(ModelConfig.load(save("llama", tmp_path).folder), torch.float32, torch.device("cpu"))
     assert model._layers[0].qkv.form is Form.PLAIN
