@@ -150,76 +150,6 @@ def _product(tag: Any, size: int, x: int, rows: int, inputs: int, row: Any, at: 
 
 
 @njit(cache=True, fastmath=simd.FASTMATH)
-def _norm(tag: Any, size: int, x: int, weight: int, residual: int, out: int, rows: int, width: int, eps: Any) -> None:
-    if rows * width >= norm.PARALLEL:
-        norm._rows_parallel(tag, size, x, weight, residual, out, rows, width, eps)
-    else:
-        norm._rows(tag, size, x, weight, residual, out, rows, width, eps)
-
-
-@njit(cache=True, fastmath=simd.FASTMATH)
-def _rope(
-    tag: Any,
-    size: int,
-    qkv: int,
-    positions: int,
-    slots: int,
-    table: int,
-    row: Any,
-    block_size: int,
-    key_stride: int,
-    value_stride: int,
-    kv_heads: int,
-    heads: int,
-    dim: int,
-    eps: Any,
-    tokens: int,
-) -> None:
-    if tokens * (heads + 2 * kv_heads) * dim >= rope.PARALLEL:
-        rope._tokens_parallel(
-            tag,
-            size,
-            qkv,
-            positions,
-            slots,
-            table,
-            row[KEY],
-            row[VALUE],
-            block_size,
-            key_stride,
-            value_stride,
-            kv_heads,
-            heads,
-            dim,
-            row[QUERY_NORM],
-            row[KEY_NORM],
-            eps,
-            tokens,
-        )
-    else:
-        rope._tokens(
-            tag,
-            size,
-            qkv,
-            positions,
-            slots,
-            table,
-            row[KEY],
-            row[VALUE],
-            block_size,
-            key_stride,
-            value_stride,
-            kv_heads,
-            heads,
-            dim,
-            row[QUERY_NORM],
-            row[KEY_NORM],
-            eps,
-            tokens,
-        )
-
-
-@njit(cache=True, fastmath=simd.FASTMATH)
 def _run(
     tag: Any,
     size: int,
@@ -264,28 +194,31 @@ def _run(
     for layer in range(len(table)):
         row = table[layer]
         # The first layer has nothing to add to the residual yet.
-        _norm(
+        norm.norm(
             tag, size, hidden if layer == 0 else x, row[INPUT_NORM], 0 if layer == 0 else hidden, y, tokens, width, eps
         )
         _product(tag, size, y, tokens, width, row, QKV, qkv_width, qkv)
-        _rope(
+        rope.write(
             tag,
             size,
             qkv,
             positions,
             slots,
             turns,
-            row,
+            row[KEY],
+            row[VALUE],
             block_size,
             key_stride,
             value_stride,
             kv_heads,
             heads,
             dim,
+            row[QUERY_NORM],
+            row[KEY_NORM],
             eps,
             tokens,
         )
-        attention._attend(
+        attention.attend(
             tag,
             size,
             qkv,
@@ -308,13 +241,10 @@ def _run(
             scale,
         )
         _product(tag, size, y, tokens, query, row, OUTPUT, width, x)
-        _norm(tag, size, x, row[MLP_NORM], hidden, y, tokens, width, eps)
+        norm.norm(tag, size, x, row[MLP_NORM], hidden, y, tokens, width, eps)
         for first in range(0, tokens, CHUNK):
             count = min(CHUNK, tokens - first)
             _product(tag, size, y + first * width * size, count, width, row, GATE_UP, 2 * inner, gate_up)
-            if count * inner >= silu.PARALLEL:
-                silu._rows_parallel(tag, size, gate_up, z, count, inner)
-            else:
-                silu._rows(tag, size, gate_up, z, count, inner)
+            silu.activate(tag, size, gate_up, z, count, inner)
             _product(tag, size, z, count, inner, row, DOWN, width, x + first * width * size)
-    norm._add(tag, size, x, hidden, tokens * width)
+    norm.add(tag, size, x, hidden, tokens * width)

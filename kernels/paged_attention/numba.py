@@ -27,7 +27,7 @@ def paged_attention(
     """As the reference's."""
     out = torch.empty(query.shape, dtype=query.dtype)
     kv_heads, dim = cache.kv_heads, cache.head_dim
-    _attend(
+    attend(
         simd.tag_of(query.dtype),
         simd.SIZES[query.dtype],
         query.data_ptr(),
@@ -53,7 +53,7 @@ def paged_attention(
 
 
 @njit(parallel=True, cache=True, fastmath=simd.FASTMATH)
-def _attend(
+def attend(
     tag: Any,
     size: int,
     query: int,

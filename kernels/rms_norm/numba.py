@@ -19,8 +19,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.
     """As the reference's; x and the residual are contiguous."""
     out = torch.empty_like(x)
     rows, width = x.shape
-    kernel = _rows_parallel if rows * width >= PARALLEL else _rows
-    kernel(
+    norm(
         simd.tag_of(x.dtype),
         simd.SIZES[x.dtype],
         x.data_ptr(),
@@ -72,7 +71,16 @@ def _rows_parallel(
 
 
 @njit(cache=True, fastmath=simd.FASTMATH)
-def _add(tag: Any, size: int, x: int, residual: int, count: int) -> None:
+def norm(tag: Any, size: int, x: int, weight: int, residual: int, out: int, rows: int, width: int, eps: Any) -> None:
+    """As `rms_norm`, by addresses; residual 0: there is none."""
+    if rows * width >= PARALLEL:
+        _rows_parallel(tag, size, x, weight, residual, out, rows, width, eps)
+    else:
+        _rows(tag, size, x, weight, residual, out, rows, width, eps)
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)
+def add(tag: Any, size: int, x: int, residual: int, count: int) -> None:
     """Add ``count`` elements to the residual, as the next norm would."""
     for i in range(0, count, simd.LANES):
         new = simd.load_part(x + i * size, tag, count - i)

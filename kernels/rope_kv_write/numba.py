@@ -27,8 +27,7 @@ def rope_kv_write(
     norm: QkNorm | None = None,
 ) -> None:
     """As the reference's, of a contiguous qkv."""
-    kernel = _tokens_parallel if qkv.numel() >= PARALLEL else _tokens
-    kernel(
+    write(
         simd.tag_of(qkv.dtype),
         simd.SIZES[qkv.dtype],
         qkv.data_ptr(),
@@ -194,4 +193,70 @@ def _tokens_parallel(
             query_weight,
             key_weight,
             eps,
+        )
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)
+def write(
+    tag: Any,
+    size: int,
+    qkv: int,
+    positions: int,
+    slots: int,
+    table: int,
+    key: int,
+    value: int,
+    block_size: int,
+    key_stride: int,
+    value_stride: int,
+    kv_heads: int,
+    heads: int,
+    dim: int,
+    query_weight: int,
+    key_weight: int,
+    eps: Any,
+    tokens: int,
+) -> None:
+    """As `rope_kv_write`, by addresses."""
+    if tokens * (heads + 2 * kv_heads) * dim >= PARALLEL:
+        _tokens_parallel(
+            tag,
+            size,
+            qkv,
+            positions,
+            slots,
+            table,
+            key,
+            value,
+            block_size,
+            key_stride,
+            value_stride,
+            kv_heads,
+            heads,
+            dim,
+            query_weight,
+            key_weight,
+            eps,
+            tokens,
+        )
+    else:
+        _tokens(
+            tag,
+            size,
+            qkv,
+            positions,
+            slots,
+            table,
+            key,
+            value,
+            block_size,
+            key_stride,
+            value_stride,
+            kv_heads,
+            heads,
+            dim,
+            query_weight,
+            key_weight,
+            eps,
+            tokens,
         )

@@ -19,8 +19,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """As the reference's, of a contiguous gate_up."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((rows, width), dtype=gate_up.dtype)
-    kernel = _rows_parallel if rows * width >= PARALLEL else _rows
-    kernel(
+    activate(
         simd.tag_of(gate_up.dtype),
         simd.SIZES[gate_up.dtype],
         gate_up.data_ptr(),
@@ -57,3 +56,12 @@ def _rows_parallel(tag: Any, size: int, gate_up: int, out: int, rows: int, width
         gate = gate_up + (2 * row * width + first) * size
         target = out + (row * width + first) * size
         _part(tag, size, gate, gate + width * size, target, min(512, width - first))
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)
+def activate(tag: Any, size: int, gate_up: int, out: int, rows: int, width: int) -> None:
+    """As `silu_mul`, by addresses."""
+    if rows * width >= PARALLEL:
+        _rows_parallel(tag, size, gate_up, out, rows, width)
+    else:
+        _rows(tag, size, gate_up, out, rows, width)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numba
 import torch
 
-from kernels.paged_attention.numba import _attend
+from kernels.paged_attention.numba import attend
 from kernels.sample.numba import _sample
 from kernels.score.numba import _score
 from kernels.warm_up import warm_up
@@ -21,7 +21,7 @@ def test_progress_reaches_the_end(dtype: torch.dtype) -> None:
     assert seen[-1][1] == seen[-1][2] > 0
     assert {stage for stage, _, _ in seen} == {"kernels"}
     kind = numba.uint16 if dtype == torch.bfloat16 else numba.float32
-    kernels = (_attend, _sample, _score)
+    kernels = (attend, _sample, _score)
     assert all(any(signature[0] == kind for signature in kernel.signatures) for kernel in kernels)
 
 
