@@ -8,19 +8,28 @@ import argparse
 import datetime
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from bench.machine import Machine, describe
+from engine.link import Sampling
+from engine.options import WorkerOptions
 from engine.threads import bound_spinning
 
 if TYPE_CHECKING:
     from engine.demo.evaluate import Asked
     from engine.engine import Engine
+    from engine.job import Job
 
-FORMS: Final = {"float32": ("float32", "none"), "bfloat16": ("bfloat16", "none"), "int8": ("bfloat16", "int8")}
+_OPTIONS: Final = WorkerOptions(listen="unix:unused", kv_memory=256 << 20)  # no model: the demo model
+FORMS: Final = {
+    "float32": replace(_OPTIONS, dtype="float32"),
+    "bfloat16": replace(_OPTIONS, dtype="bfloat16"),
+    "int8": replace(_OPTIONS, dtype="bfloat16", quantization="int8"),
+}
 _LONGEST: Final = 96
 
 
@@ -49,17 +58,8 @@ def ask(form: str, chats: Sequence["Asked"]) -> Accuracy:
 
     from engine.demo import MODEL_FOLDER
     from engine.engine import Engine
-    from engine.options import WorkerOptions
 
-    dtype, quantization = FORMS[form]
-    options = WorkerOptions(
-        listen="unix:unused",
-        model=str(MODEL_FOLDER),
-        dtype=dtype,  # type: ignore[arg-type]
-        quantization=quantization,  # type: ignore[arg-type]
-        kv_memory=256 << 20,
-    )
-    engine = Engine.build(options, lambda stage, done, total: None)
+    engine = Engine.build(FORMS[form], lambda stage, done, total: None)
     tokenizer: Any = AutoTokenizer.from_pretrained(MODEL_FOLDER)
     prompts = [
         tokenizer.apply_chat_template(
@@ -78,32 +78,36 @@ def ask(form: str, chats: Sequence["Asked"]) -> Accuracy:
     return Accuracy(form, right, len(chats), math.exp(-sum(scores) / len(scores)), len(scores))
 
 
-def _answer(engine: "Engine", prompts: Sequence[list[int]]) -> list[list[int]]:
-    """The greedy answer to each of ``prompts``."""
+def _job(engine: "Engine", uid: int, tokens: Sequence[int], sampling: "Sampling") -> "Job":
     from engine.job import Job
-    from engine.link import Sampling
 
-    sampling = Sampling(max_tokens=_LONGEST, temperature=0.0)
-    jobs = [
-        Job(
-            uid=uid,
-            tokens=list(prompt),
-            sampling=sampling,
-            seed=0,
-            max_tokens=_LONGEST,
-            max_len=engine.max_model_len,
-            stop_ids=engine.stop_ids(sampling),
-            min_tokens=0,
-            arrival=0.0,
-            ttft=1.0,
-            tpot=0.05,
-        )
-        for uid, prompt in enumerate(prompts)
-    ]
+    return Job(
+        uid=uid,
+        tokens=list(tokens),
+        sampling=sampling,
+        seed=0,
+        max_tokens=sampling.max_tokens,
+        max_len=engine.max_model_len,
+        stop_ids=engine.stop_ids(sampling),
+        min_tokens=0,
+        arrival=0.0,
+        ttft=1.0,
+        tpot=0.05,
+    )
+
+
+def _run(engine: "Engine", jobs: Sequence["Job"]) -> None:
     for job in jobs:
         engine.add(job)
     while engine.busy:
         engine.step()
+
+
+def _answer(engine: "Engine", prompts: Sequence[list[int]]) -> list[list[int]]:
+    """The greedy answer to each of ``prompts``."""
+    sampling = Sampling(max_tokens=_LONGEST, temperature=0.0)
+    jobs = [_job(engine, uid, prompt, sampling) for uid, prompt in enumerate(prompts)]
+    _run(engine, jobs)
     return [job.tokens[len(prompt) :] for job, prompt in zip(jobs, prompts, strict=True)]
 
 
@@ -111,28 +115,11 @@ def _score(engine: "Engine", prompts: Sequence[list[int]], whole: Sequence[list[
     """The log-probability of every token of ``whole`` behind its prompt."""
     import numpy as np
 
-    from engine.job import Job
-    from engine.link import Sampling
-
     sampling = Sampling(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     found: list[float] = []
     for uid, (prompt, tokens) in enumerate(zip(prompts, whole, strict=True), start=1 << 20):
-        job = Job(
-            uid=uid,
-            tokens=list(tokens),
-            sampling=sampling,
-            seed=0,
-            max_tokens=1,
-            max_len=engine.max_model_len,
-            stop_ids=frozenset(),
-            min_tokens=0,
-            arrival=0.0,
-            ttft=1.0,
-            tpot=0.05,
-        )
-        engine.add(job)
-        while engine.busy:
-            engine.step()
+        job = _job(engine, uid, tokens, sampling)
+        _run(engine, [job])
         assert job.scorer is not None
         found += np.frombuffer(job.scorer.result().logprobs, "<f4")[len(prompt) - 1 :].tolist()
     return found

@@ -50,20 +50,8 @@ def test_a_short_answer_is_refused() -> None:
 def test_main_writes_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"vocab_size": 100}')
     out = tmp_path / "out.json"
-    options = [
-        "--model",
-        str(tmp_path),
-        "--workloads",
-        "a",
-        "b",
-        "--seed",
-        "1",
-        "--short",
-        "--out",
-        str(out),
-        "--variant",
-        "v",
-    ]
+    what = ["--model", str(tmp_path), "--variant", "v", "--workloads", "a", "b"]
+    options = [*what, "--seed", "1", "--short", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["side", *options])
     main(lambda folder, variant: Recorder())
     written = json.loads(out.read_text())
