@@ -226,6 +226,15 @@ def _quantise_row(tag: Any, size: int, x: int, inputs: int, padded: int, target:
 
 
 @njit(cache=True, fastmath=simd.FASTMATH)
+def _prepare_row(tag: Any, size: int, x: int, inputs: int, padded: int, scale: int, target: int) -> Any:
+    """A row as the tiles want it, and what one step of it is worth; ``scale`` 0: the weights are bfloat16."""
+    if scale == 0:
+        _widen_row(tag, size, x, inputs, padded, target)
+        return np.float32(1)
+    return _quantise_row(tag, size, x, inputs, padded, target)
+
+
+@njit(cache=True, fastmath=simd.FASTMATH)
 def _panels(
     tag: Any,
     size: int,
@@ -293,20 +302,15 @@ def product(
     pieces = min(panels, PIECES)
     for block in range(0, rows, BLOCK):
         count = min(BLOCK, rows - block)
+        first = x + block * stride * size
         if count < WIDE:
             for row in range(count):
-                source, target = x + (block + row) * stride * size, prepared + row * width
-                if scale == 0:
-                    _widen_row(tag, size, source, inputs, padded, target)
-                else:
-                    steps[row] = _quantise_row(tag, size, source, inputs, padded, target)
+                at = first + row * stride * size
+                steps[row] = _prepare_row(tag, size, at, inputs, padded, scale, prepared + row * width)
         else:
             for row in prange(count):
-                source, target = x + (block + row) * stride * size, prepared + row * width
-                if scale == 0:
-                    _widen_row(tag, size, source, inputs, padded, target)
-                else:
-                    steps[row] = _quantise_row(tag, size, source, inputs, padded, target)
+                at = first + row * stride * size
+                steps[row] = _prepare_row(tag, size, at, inputs, padded, scale, prepared + row * width)
         for piece in prange(pieces):
             _panels(
                 tag,
