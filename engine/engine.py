@@ -107,7 +107,7 @@ class Engine:
         model = load_model(config, dtype, device, max_positions=options.max_model_len, int8=int8, progress=progress)
         budget = kv_budget(
             device=device.type,
-            bytes_per_block=kv_bytes_per_block(config, options.block_size, dtype),
+            bytes_per_block=kv_bytes_per_block(config, options.block_size, dtype, device),
             block_size=options.block_size,
             longest=longest,
             max_model_len=options.max_model_len,

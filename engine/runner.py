@@ -196,9 +196,9 @@ def _flatten_single(slices: Sequence[Slice[Job]], block_size: int) -> Batch:
     )
 
 
-def kv_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+def kv_bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype, device: torch.device) -> int:
     """What one KV block takes over all layers, in bytes."""
-    return config.num_layers * bytes_per_block(config.num_kv_heads, config.head_dim, block_size, dtype)
+    return config.num_layers * bytes_per_block(config.num_kv_heads, config.head_dim, block_size, dtype, device)
 
 
 def _block_tables(blocks: Sequence[Sequence[int]]) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Final
 
 import torch
 
-from kernels.kv_cache import LayerCache, allocate
+from kernels.kv_cache import LayerCache, allocate, token_major
 
 TOLERANCE: Final = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2}
 
@@ -38,17 +38,17 @@ def paged_attention(
     for s, context in enumerate(batch.context_lengths.tolist()):
         rows = slice(starts[s], starts[s + 1])
         blocks = batch.block_tables[s, : -(-context // cache.block_size)].long()
-        key = cache.key[blocks, ..., : cache.block_size].permute(1, 0, 3, 2).reshape(kv_heads, -1, dim)
-        value = cache.value[blocks, ..., :dim].permute(1, 0, 2, 3).reshape(kv_heads, -1, dim)
+        key = cache.key[blocks, ..., : cache.block_size].float().permute(1, 0, 3, 2).reshape(kv_heads, -1, dim)
+        value = cache.value[blocks, ..., :dim].float().permute(1, 0, 2, 3).reshape(kv_heads, -1, dim)
         q = query[rows].reshape(rows.stop - rows.start, kv_heads, -1, dim).permute(1, 2, 0, 3).float() * scale
-        scores = q @ key[:, None, :context].float().transpose(-1, -2)
+        scores = q @ key[:, None, :context].transpose(-1, -2)
         position = torch.arange(context - q.shape[2], context, device=query.device)[:, None]
         other = torch.arange(context, device=query.device)[None, :]
         hidden = other > position
         if window:
             hidden |= other <= position - window
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        result = weights @ value[:, None, :context].float()
+        result = weights @ value[:, None, :context]
         out[rows] = result.permute(2, 0, 1, 3).reshape(q.shape[2], -1).to(out.dtype)
     return out
 
@@ -70,21 +70,26 @@ def inputs(
     block_size: int,
     dtype: torch.dtype,
     seed: int,
+    cache_dtype: torch.dtype | None = None,
 ) -> Inputs:
-    """A batch of sequences given as (query tokens, context), in shuffled blocks; what no sequence owns is NaN."""
+    """A batch of sequences given as (query tokens, context), in shuffled blocks; what no sequence owns is NaN.
+
+    With a ``cache_dtype``, which may be float8, the cache lies as on a GPU.
+    """
     draw = torch.Generator().manual_seed(seed)
     needs = [-(-context // block_size) for _, context in lengths]
-    cache = allocate(sum(needs) + 3, kv_heads, head_dim, block_size, dtype, torch.device("cpu"))
-    cache.key.fill_(float("nan"))
-    cache.value.fill_(float("nan"))
+    make = token_major if cache_dtype else allocate
+    cache = make(sum(needs) + 3, kv_heads, head_dim, block_size, cache_dtype or dtype, torch.device("cpu"))
+    cache.key.copy_(torch.tensor(float("nan")))
+    cache.value.copy_(torch.tensor(float("nan")))
     order = torch.randperm(sum(needs) + 3, generator=draw).tolist()
     tables = torch.full((len(lengths), max(needs)), -1, dtype=torch.int32)
     for s, (_, context) in enumerate(lengths):
         for i in range(needs[s]):
             block = tables[s, i] = order.pop()
             used = min(block_size, context - i * block_size)
-            cache.key[block, :, :, :used] = torch.randn(kv_heads, head_dim, used, generator=draw).to(dtype)
-            cache.value[block, :, :used, :head_dim] = torch.randn(kv_heads, used, head_dim, generator=draw).to(dtype)
+            cache.key[block, :, :, :used] = torch.randn(kv_heads, head_dim, used, generator=draw).to(cache.key.dtype)
+            cache.value[block, :, :used, :head_dim] = torch.randn(kv_heads, used, head_dim, generator=draw).to(cache.key.dtype)
     counts = torch.tensor([0] + [query for query, _ in lengths])
     query = torch.randn(int(counts.sum()), (heads + 2 * kv_heads) * head_dim, generator=draw).to(dtype)
     batch = AttentionMetadata(

@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from kernels.kv_cache import LayerCache, allocate
+from kernels.kv_cache import LayerCache, allocate, token_major
 
 TOLERANCE: Final = {torch.float32: 4e-6, torch.bfloat16: 3.2e-2}
 
@@ -53,8 +53,9 @@ def rope_kv_write(
     cos, sin = table[positions.long()].unsqueeze(1).chunk(2, dim=-1)
     heads[:, : query.shape[1]] = _rotate(query, cos, sin).to(qkv.dtype)
     block, offset = slots // cache.block_size, slots % cache.block_size
-    cache.key[block, :, :, offset] = _rotate(key, cos, sin).to(qkv.dtype)
-    cache.value[block, :, offset, :dim] = value.to(qkv.dtype)
+    # What is cached is rounded as a query is, and again where the cache's dtype is narrower.
+    cache.key[block, :, :, offset] = _rotate(key, cos, sin).to(qkv.dtype).to(cache.key.dtype)
+    cache.value[block, :, offset, :dim] = value.to(qkv.dtype).to(cache.value.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,15 @@ def inputs(
     seed: int,
     *,
     norm: bool = False,
+    cache_dtype: torch.dtype | None = None,
 ) -> Inputs:
-    """Random inputs: distinct slots in blocks of 5 tokens, positions up to 50."""
+    """Random inputs: distinct slots in blocks of 5 tokens, positions up to 50.
+
+    With a ``cache_dtype``, which may be float8, the cache lies as on a GPU.
+    """
     draw = torch.Generator().manual_seed(seed)
-    cache = allocate(tokens + 2, kv_heads, head_dim, 5, dtype, torch.device("cpu"))
+    make = token_major if cache_dtype else allocate
+    cache = make(tokens + 2, kv_heads, head_dim, 5, cache_dtype or dtype, torch.device("cpu"))
     angles = torch.rand(50, head_dim // 2, generator=draw) * 6
     weights = 1 + 0.2 * torch.randn(2, head_dim, generator=draw)
     return Inputs(
