@@ -26,8 +26,12 @@ RUN case "$DEVICE" in \
     esac
 
 FROM python:${PYTHON}-slim
-# Numba's threads are torch's own only where Numba finds an OpenMP library.
-RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+ARG DEVICE=cpu
+# Numba's threads are torch's own only where Numba finds an OpenMP library. Triton compiles its launchers with a C
+# compiler when it starts.
+RUN apt-get update && \
+    apt-get install -y --no-install-recommends libgomp1 $([ "$DEVICE" = cuda ] && echo gcc libc6-dev) && \
+    rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/penstock /opt/penstock
 RUN useradd --create-home --uid 10001 penstock
 USER penstock

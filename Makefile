@@ -8,7 +8,7 @@ VLLM_PYTHON ?=
 LLAMACPP_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve chat test lint typecheck unit fuzz demo-model bench-engine bench-streaming bench-accuracy bench-constrained bench-tokenize bench-batch clean
+.PHONY: help serve chat test test-gpu lint typecheck unit fuzz demo-model bench-engine bench-streaming bench-accuracy bench-constrained bench-tokenize bench-batch bench-gpu clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ unit: $(VENV)/.dev  ## the suite alone (ARGS="tests/engine -k loader" for a part
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report | tail -n 40
 
+test-gpu: $(VENV)/.dev  ## kernels, models and engine on this machine's GPU, which make test leaves alone where there is none
+	$(BIN)/python -m pytest tests/kernels tests/engine $(ARGS)
+
 fuzz: $(VENV)/.dev  ## 100,000 bodies of all kinds against a real server (ARGS="--bodies 5000 --seed 2")
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
@@ -78,6 +81,9 @@ bench-tokenize: $(VENV)/.dev  ## what a turn of a long chat costs to tokenise
 
 bench-batch: $(VENV)/.dev  ## how much later first tokens come because a batch runs beside
 	$(BIN)/python -m bench.beside_batch $(ARGS)
+
+bench-gpu: $(VENV)/.dev  ## what a GPU's kernels and the engine on it reach (ARGS="--help" for more)
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* *.egg-info build dist

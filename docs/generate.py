@@ -1,4 +1,4 @@
-"""What in docs/ is made from the code? ``python docs/generate.py`` writes reference.md, conformance.md and files.md.
+"""What in docs/ is made from the code? ``python docs/generate.py`` writes those pages: `pages` has the list.
 
 Whatever can be read off the code is not written a second time by hand; a test fails when the pages are out of date.
 """
@@ -34,12 +34,18 @@ def conformance() -> str:
     return "\n".join(_conformance()) + "\n"
 
 
+def gpu_kernels() -> str:
+    """gpu-kernels.md: what each Triton kernel needs of a GPU."""
+    return "\n".join(_gpu_kernels()) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Each page that is made here, and what belongs in it."""
     return {
         DOCS / "reference.md": reference(),
         DOCS / "conformance.md": conformance(),
         DOCS / "files.md": files(),
+        DOCS / "gpu-kernels.md": gpu_kernels(),
     }
 
 
@@ -136,14 +142,36 @@ def _files() -> Iterator[str]:
         yield from _table(("file", "question"), rows)
 
 
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command."""
-    return {
-        name: sub
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for name, sub in action.choices.items()
-    }
+def _gpu_kernels() -> Iterator[str]:
+    made = json.loads((ROOT / "tests/kernels/gpu_resources.json").read_text())
+    yield from ("# What each GPU kernel needs", "", "Made by `python docs/generate.py` from what a test compiles.", "")
+    yield from (
+        f"Compiled by Triton {made['triton']} for Hopper (`sm_90`) and, where it can run there, Ampere (`sm_80`), at "
+        "the constants that models have; nothing here was measured on a GPU. Registers and spilled bytes are a "
+        "thread's, shared memory (bytes) and warps a block's. `tests/kernels/test_gpu_resources.py` fails when a "
+        "kernel spills more or takes more shared memory; `python -m tests.kernels.gpu_resources --write` makes the "
+        "table anew.",
+        "",
+    )
+    numbers = ("warps", "registers", "spilled", "shared")
+    for operation in dict.fromkeys(row["operation"] for row in made["kernels"]):
+        yield from (f"## {operation}", "")
+        rows = [
+            (row["call"], _code(row["kernel"]), f"sm_{row['arch']}", *(f"{row[name]:,}" for name in numbers))
+            for row in made["kernels"]
+            if row["operation"] == operation
+        ]
+        yield from _table(("call", "kernel", "arch", *numbers), rows)
+
+
+def subparsers(parser: argparse.ArgumentParser, before: str = "") -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, and of each of its commands where it has any."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                found |= subparsers(sub, f"{before}{name} ") or {f"{before}{name}": sub}
+    return found
 
 
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -1,30 +1,37 @@
-"""What happens in one engine step, and what is an engine made of?
+"""What is an engine made of, and how is one built?
 
-An engine is a scheduler, which says what runs next, and a runner, which runs it. It knows neither sockets nor clients:
-the worker drives it for gateways, and a benchmark drives it directly.
+An engine is a scheduler, which says what runs next, a runner, which runs it, and the order in which they take turns
+(`engine.pipeline`). It knows neither sockets nor clients: the worker drives it for gateways, and a benchmark drives it
+directly.
 """
 
+import importlib.util
 import logging
+import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from llguidance import LLMatcher
 
 from engine.config import ModelConfig, resolve_model
 from engine.constraints import Constraint
+from engine.device_runner import DeviceLimits, DeviceRunner, step_bytes
 from engine.grammar import Grammars, fresh
+from engine.host_runner import HostRunner
 from engine.job import Job
 from engine.link import Load, Sampling
 from engine.loader import load_model
 from engine.memory import kv_budget
 from engine.options import WorkerOptions
-from engine.runner import NO_TOKEN, Runner, StepResult, Top, kv_bytes_per_block
-from scheduler.batch import Plan, Scheduler, SchedulerConfig
+from engine.pipeline import Outcome, Pipeline
+from engine.runner import Runner, kv_bytes_per_block
+from kernels.linear import quantization_fault
+from scheduler.batch import Scheduler, SchedulerConfig
 from scheduler.blocks import BlockEvent, BlockPool
 from scheduler.steptime import StepTime
 
@@ -34,33 +41,6 @@ log = logging.getLogger(__name__)
 _BATCH_TOKENS = 8192
 # Every device has a kernel for bfloat16, which is half the bytes of float32.
 _DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class Drawn(NamedTuple):
-    """A token that a step drew for a job; log-probability and entropy in nats."""
-
-    job: Job
-    token: int
-    logprob: float
-    entropy: float
-    top: Top | None = None
-
-
-class Stuck(NamedTuple):
-    """A job that ended because there was no token left that it might draw, and why."""
-
-    job: Job
-    reason: str
-
-
-class Outcome(NamedTuple):
-    """What one step brought, and how many seconds it took. ``embedded`` jobs have been read to their end."""
-
-    drawn: list[Drawn]
-    plan: Plan[Job]
-    seconds: float
-    stuck: Sequence[Stuck] = ()
-    embedded: Sequence[Job] = ()
 
 
 @dataclass(slots=True)
@@ -78,7 +58,7 @@ class Engine:
     max_model_len: int
     pool: BlockPool
     scheduler: Scheduler[Job]
-    runner: Runner
+    pipeline: Pipeline
     grammars: Grammars | None
 
     @classmethod
@@ -101,43 +81,59 @@ class Engine:
             )
         if options.threads:
             torch.set_num_threads(options.threads)
-        int8 = options.quantization == "int8"
-        if int8 and device.type != "cpu":
-            raise ValueError("--quantization int8 is for CPUs: leave it out, or choose --device cpu")
-        model = load_model(config, dtype, device, max_positions=options.max_model_len, int8=int8, progress=progress)
+        rounded = options.quantization
+        if fault := quantization_fault(rounded, device):
+            raise ValueError(f"--quantization {fault}")
+        positions = options.max_model_len
+        model = load_model(config, dtype, device, max_positions=positions, quantization=rounded, progress=progress)
+        kv_dtype = _kv_dtype(options, dtype, device)
+        on_gpu = device.type == "cuda"
+        max_running = options.max_running or (256 if on_gpu else 128)
+        limits = DeviceLimits(
+            max_running=max_running,
+            max_batch_tokens=max_running + _BATCH_TOKENS,
+            max_model_len=positions or longest,
+        )
         budget = kv_budget(
             device=device.type,
-            bytes_per_block=kv_bytes_per_block(config, options.block_size, dtype, device),
+            bytes_per_block=kv_bytes_per_block(config, options.block_size, kv_dtype, device),
             block_size=options.block_size,
             longest=longest,
             max_model_len=options.max_model_len,
-            max_running=options.max_running,
+            max_running=max_running,
             asked=options.kv_memory,
+            gpu_share=options.gpu_memory,
+            step_bytes=step_bytes(model, options.block_size, limits) if on_gpu and not options.kv_memory else 0,
         )
         tokens = budget.blocks * options.block_size
         log.info("KV cache: %.0f MiB, %s tokens (%s)", budget.bytes / 2**20, f"{tokens:,}", budget.reason)
         if options.max_model_len is None and budget.max_model_len < longest:
             log.info("context: %s of the model's %s tokens, as the KV cache holds", budget.max_model_len, longest)
-        runner = Runner(model, budget.blocks, options.block_size)
+        runner: Runner
+        if on_gpu:
+            limits = replace(limits, max_model_len=budget.max_model_len)
+            runner = DeviceRunner(model, budget.blocks, options.block_size, limits, kv_dtype=kv_dtype)
+        else:
+            runner = HostRunner(model, budget.blocks, options.block_size)
         runner.warm_up(progress)
         pool = BlockPool(budget.blocks, options.block_size, record_events=options.kv_events is not None)
-        limits = SchedulerConfig(
-            max_running=options.max_running,
-            max_batch_tokens=options.max_running + _BATCH_TOKENS,
+        scheduling = SchedulerConfig(
+            max_running=max_running,
+            max_batch_tokens=limits.max_batch_tokens,
             ttft=options.ttft,
             tpot=options.tpot,
         )
-        scheduler: Scheduler[Job] = Scheduler(limits, pool, StepTime())
+        scheduler: Scheduler[Job] = Scheduler(scheduling, pool, StepTime())
         return cls(
             name=options.name or _name_of(options.model),
             folder=folder,
             config=config,
             device=device.type,
-            dtype="int8" if int8 else str(dtype).removeprefix("torch."),
+            dtype=str(dtype).removeprefix("torch.") if rounded == "none" else rounded,
             max_model_len=budget.max_model_len,
             pool=pool,
             scheduler=scheduler,
-            runner=runner,
+            pipeline=Pipeline(scheduler, runner),
             grammars=Grammars.load(config),
         )
 
@@ -154,7 +150,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return self.scheduler.busy
+        return self.pipeline.busy
 
     def stop_ids(self, sampling: Sampling) -> frozenset[int]:
         """The tokens that end a request: its own, and the model's unless it ignores them.
@@ -194,30 +190,8 @@ class Engine:
         self.scheduler.abort(uid)
 
     def step(self) -> Outcome | None:
-        """Run what is due. None when nothing was."""
-        start = time.monotonic()
-        plan = self.scheduler.schedule(start)
-        if not plan.slices:
-            return None
-        result = self.runner.execute(plan)
-        end = time.monotonic()
-        jobs = [piece.request for piece in plan.slices if piece.samples]
-        if NO_TOKEN in result.tokens:
-            return self._commit_with_gaps(plan, jobs, result, end, end - start)
-        self.scheduler.commit(plan, result.tokens, end, end - start)
-        return Outcome(_drawn(jobs, result), plan, end - start)
-
-    def _commit_with_gaps(
-        self, plan: Plan[Job], jobs: list[Job], result: StepResult, now: float, seconds: float
-    ) -> Outcome:
-        """Commit a step in which some drew no token: embeddings are done, and whoever is stuck ends here."""
-        gaps = [job for job, token in zip(jobs, result.tokens, strict=True) if token == NO_TOKEN]
-        stuck = [Stuck(job, _why_stuck(job)) for job in gaps if job.pooler is None]
-        for job, _ in stuck:
-            self.scheduler.abort(job.uid)
-        self.scheduler.commit(plan, result.tokens, now, seconds)
-        drawn = [made for made in _drawn(jobs, result) if made.token != NO_TOKEN]
-        return Outcome(drawn, plan, seconds, stuck, [job for job in gaps if job.pooler is not None])
+        """Run what is due. What the step that ended by now has brought; None if none did."""
+        return self.pipeline.step()
 
     def load(self, now: float) -> Load:
         """How busy the engine is."""
@@ -228,25 +202,26 @@ class Engine:
         return self.pool.take_events()
 
 
-def _drawn(jobs: Sequence[Job], result: StepResult) -> list[Drawn]:
-    return list(map(Drawn, jobs, result.tokens, result.logprobs, result.entropies, result.tops))
-
-
-def _why_stuck(job: Job) -> str:
-    """What to tell somebody whose request can draw no token."""
-    fault = job.constraint.fault if job.constraint else ""
-    if fault:
-        return f"after {job.generated} tokens, the grammar became too much: {fault}"
-    return (
-        f"after {job.generated} tokens, there is none left that the request may draw: its grammar, allowed_token_ids, "
-        "bad_words and min_tokens exclude each other"
-    )
-
-
 def _choose_device(asked: str) -> torch.device:
-    if asked == "cuda" and not torch.cuda.is_available():
+    found = torch.cuda.is_available()
+    if asked == "cuda" and not found:
         raise ValueError("--device cuda: torch sees no CUDA device here; use --device cpu, or install a CUDA build")
-    return torch.device("cpu" if asked == "auto" else asked)
+    if asked == "cpu" or not found:
+        return torch.device("cpu")
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("a GPU needs Triton: pip install 'penstock[gpu]', or choose --device cpu")
+    if not any(map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))):
+        raise ValueError("a GPU needs a C compiler, with which Triton makes its launchers: install gcc, or set CC")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _kv_dtype(options: WorkerOptions, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What keys and values are kept in."""
+    if options.kv_dtype == "auto":
+        return dtype
+    if fault := quantization_fault("fp8", device):
+        raise ValueError(f"--kv-dtype {fault}")
+    return torch.float8_e4m3fn
 
 
 def _name_of(model: str | None) -> str:

@@ -20,6 +20,7 @@ import torch
 
 from engine.config import ModelConfig, ModelFault
 from engine.models.decoder import Decoder
+from kernels.linear import Quantization
 
 INDEX_FILE: Final = "model.safetensors.index.json"
 SINGLE_FILE: Final = "model.safetensors"
@@ -126,7 +127,7 @@ def load_model(
     device: torch.device,
     *,
     max_positions: int | None = None,
-    int8: bool = False,
+    quantization: Quantization = "none",
     progress: ProgressCallback = lambda stage, done, total: None,
 ) -> Decoder:
     """Build the decoder with the weights of ``config.folder``. ``progress`` gets (stage, bytes done, bytes in all).
@@ -144,7 +145,7 @@ def load_model(
         progress("weights", done, checkpoint.total_bytes)
         return tensor
 
-    model = Decoder(config, source, dtype, device, max_positions, int8=int8)
+    model = Decoder(config, source, dtype, device, max_positions, quantization=quantization)
     if unread := checkpoint.unread():
         logger.warning("%s: %d tensors were not used: %s", config.folder, len(unread), ", ".join(unread[:5]))
     progress("weights", checkpoint.total_bytes, checkpoint.total_bytes)

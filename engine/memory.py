@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-# Of what is free once the weights are loaded. The rest is for activations, and on a CPU for everybody else.
-_SHARE = {"cpu": 0.5, "cuda": 0.9}
+# Of what is free once the weights are loaded. The rest is for activations, and for everybody else.
+_CPU_SHARE = 0.5
 # Beyond this a CPU worker gains nothing but page faults, unless it was asked for.
 _CPU_CEILING = 8 * 2**30
 # A context cut below this to fit the memory would surprise more than an error does.
@@ -32,8 +32,13 @@ def kv_budget(
     max_model_len: int | None,
     max_running: int,
     asked: int | None,
+    gpu_share: float = 0.9,
+    step_bytes: int = 0,
 ) -> KvBudget:
-    """Size the KV pool: what was asked for, else a share of the free memory, but no more than can ever be used.
+    """Size the KV pool: what was asked for, else a share of the memory, but no more than can ever be used.
+
+    On a CPU it is a share of what is free. On a GPU the worker as a whole takes ``gpu_share`` of it: weights are there
+    already, and the largest step needs ``step_bytes``.
 
     Where no ``max_model_len`` was asked for, it is the model's ``longest`` context, or as much of it as the pool holds.
 
@@ -46,27 +51,39 @@ def kv_budget(
     if asked is not None:
         blocks, reason = asked // bytes_per_block, "as asked"
     else:
-        free = available_memory(device)
-        share = int(free * _SHARE[device])
-        room = min(share, _CPU_CEILING) if device == "cpu" else share
-        blocks, reason = room // bytes_per_block, f"{room / free:.0%} of the {free / 2**30:.1f} GiB free"
+        room, reason = _gpu_room(gpu_share, step_bytes) if device == "cuda" else _cpu_room()
+        blocks = room // bytes_per_block
         if blocks > usable:
             blocks, reason = usable, f"all that {max_running} requests of {context} tokens can use"
     if blocks < per_request:
         if max_model_len is not None or blocks * block_size < _SHORTEST_CONTEXT:
-            needed = per_request * bytes_per_block / 2**20
+            has, needed = (count * bytes_per_block / 2**20 for count in (max(0, blocks), per_request))
             raise ValueError(
-                f"a KV cache of {blocks * bytes_per_block / 2**20:.0f} MiB ({reason}) can't hold one request of "
-                f"{context} tokens, which takes {needed:.0f} MiB: raise --kv-memory or lower --max-model-len"
+                f"a KV cache of {has:.0f} MiB ({reason}) can't hold one request of {context} tokens, which takes "
+                f"{needed:.0f} MiB: raise --kv-memory or lower --max-model-len"
             )
         context = blocks * block_size
     return KvBudget(blocks, blocks * bytes_per_block, reason, context)
 
 
-def available_memory(device: str) -> int:
-    """Bytes that could be allocated now without pushing anything out: of the GPU, or of this host or container."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
+def _gpu_room(share: float, step_bytes: int) -> tuple[int, str]:
+    """What is left of the worker's ``share`` of the GPU, and how that comes about."""
+    free, total = torch.cuda.mem_get_info()
+    room = int(total * share) - (total - free) - step_bytes
+    return room, (
+        f"{share:.0%} of the GPU's {total / 2**30:.1f} GiB, less {(total - free) / 2**30:.1f} in use"
+        f" and {step_bytes / 2**30:.1f} for the largest step"
+    )
+
+
+def _cpu_room() -> tuple[int, str]:
+    free = available_memory()
+    room = min(int(free * _CPU_SHARE), _CPU_CEILING)
+    return room, f"{room / free:.0%} of the {free / 2**30:.1f} GiB free"
+
+
+def available_memory() -> int:
+    """Bytes that could be allocated now, on this host or in this container, without pushing anything out."""
     available = _meminfo_available()
     limit, used = _read_int("/sys/fs/cgroup/memory.max"), _read_int("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:

@@ -23,10 +23,12 @@ class WorkerOptions:
     name: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    quantization: Literal["none", "int8"] = "none"
+    quantization: Literal["none", "int8", "fp8"] = "none"
     max_model_len: int | None = None
-    max_running: int = 128
+    max_running: int | None = None
     kv_memory: int | None = None
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    gpu_memory: float = 0.9
     block_size: int = 16
     threads: int | None = None
     ttft: float = 1.0
@@ -79,10 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--quantization",
-        choices=["none", "int8"],
+        choices=["none", "int8", "fp8"],
         default="none",
-        help="int8: round weights, and what they are multiplied with, to 8 bits when the model is loaded; about half "
-        "the memory and up to twice as fast on a CPU, for a little accuracy (default: none)",
+        help="round weights, and what they are multiplied with, to 8 bits when the model is loaded: int8 on a CPU, fp8 "
+        "on a GPU of compute capability 8.9 or higher; about half the memory and up to twice as fast, for a little "
+        "accuracy (default: none)",
     )
     add(
         "--max-model-len",
@@ -94,14 +97,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-running",
         metavar="N",
         type=_positive,
-        default=128,
-        help="most requests in one step (default: 128)",
+        help="most requests in one step; default: 128 on a CPU, 256 on a GPU",
     )
     add(
         "--kv-memory",
         metavar="SIZE",
         type=_size,
         help="of the KV cache, such as 2GiB; default: by what is free",
+    )
+    add(
+        "--kv-dtype",
+        choices=["auto", "fp8"],
+        default="auto",
+        help="of the KV cache: fp8 holds twice the tokens, on a GPU of compute capability 8.9 or higher, for a little "
+        "accuracy (default: auto, which is --dtype)",
+    )
+    add(
+        "--gpu-memory",
+        metavar="SHARE",
+        type=_share,
+        default=0.9,
+        help="of the GPU's memory, that the worker takes in all: weights, KV cache and what a step needs; --kv-memory "
+        "goes first (default: 0.9)",
     )
     add("--block-size", metavar="TOKENS", type=_positive, default=16, help="of a KV cache block (default: 16)")
     add("--threads", metavar="N", type=_positive, help="for the model's arithmetic; default: every core")
@@ -166,6 +183,16 @@ def _positive(text: str) -> int:
         value = 0
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: write a number above 0 and at most 1, such as 0.9")
     return value
 
 

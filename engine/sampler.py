@@ -1,6 +1,6 @@
 """Which sampling parameters go with which row of a step's logits?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import is_
 from typing import Final
@@ -18,10 +18,9 @@ _UNEDITED: Final = Row(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(
 
 
 class Sampler:
-    """Puts the parameters of a step's rows together. Only safe to use from one thread, one step at a time."""
+    """Puts the parameters of a step's rows together, on a CPU. Only safe to use from one thread, one step at a time."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._jobs: list[Job] = []
         self._positions = np.empty(0, np.int64)
         self._batch: SamplingBatch | None = None
@@ -34,27 +33,26 @@ class Sampler:
         if self._batch is not None and len(jobs) == len(self._jobs) and all(map(is_, jobs, self._jobs)):
             self._positions[:] = [len(job.tokens) for job in jobs]
             return self._batch
-        batch = sampling_batch(jobs, mask, self._device)
+        batch = sampling_batch(jobs, mask)
         plain = not len(mask.rows) and all(job.edits is None for job in jobs)
-        if plain and self._device.type == "cpu":
+        if plain:
             self._jobs, self._batch, self._positions = list(jobs), batch, batch.position.numpy()
         else:
             self._jobs, self._batch = [], None
         return batch
 
 
-def sampling_batch(jobs: Sequence[Job], mask: StepMask, device: torch.device) -> SamplingBatch:
-    """The parameters of all rows, one for each of ``jobs``, as the kernel wants them."""
+def sampling_batch(
+    jobs: Sequence[Job], mask: StepMask, put: Callable[[np.ndarray], torch.Tensor] = torch.from_numpy
+) -> SamplingBatch:
+    """The parameters of all rows, one for each of ``jobs``, as the kernel wants them; ``put`` brings them to it."""
     wishes = [job.sampling for job in jobs]
     floats = np.array([(wish.temperature, wish.top_p, wish.min_p) for wish in wishes], np.float32)
     temperature, top_p, min_p = np.ascontiguousarray(floats.T)
     seeds = np.array([job.seed & 0xFFFFFFFFFFFFFFFF for job in jobs], np.uint64).view(np.int64)
     edits = [_UNEDITED if job.edits is None else job.edit_row(job.edits) for job in jobs]
+    tops = [wish.top_logprobs for wish in wishes]
     starts = list(accumulate((len(row.tokens) for row in edits), initial=0))
-
-    def put(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
-
     return SamplingBatch(
         temperature=put(temperature),
         top_k=put(np.array([min(max(wish.top_k, 0), _MOST_TOP_K) for wish in wishes], np.int32)),
@@ -68,5 +66,6 @@ def sampling_batch(jobs: Sequence[Job], mask: StepMask, device: torch.device) ->
         edit_offset=put(np.concatenate([row.offset for row in edits])),
         mask=put(mask.rows),
         mask_row=put(mask.row_of),
-        top=put(np.array([wish.top_logprobs for wish in wishes], np.int32)),
+        top=put(np.array(tops, np.int32)),
+        width=max(tops, default=0),
     )

@@ -18,13 +18,14 @@ from concurrent.futures import Future
 from types import FrameType
 
 import numpy as np
+import torch
 from llguidance import LLMatcher
 
 from engine.checks import Fault, fault_of
 from engine.compiling import Compiling
 from engine.config import ModelFault
 from engine.connections import Connection, Connections
-from engine.engine import Drawn, Engine, Outcome
+from engine.engine import Engine
 from engine.events import KvEventPublisher
 from engine.job import Job
 from engine.link import (
@@ -40,6 +41,7 @@ from engine.link import (
     Submit,
 )
 from engine.options import WorkerOptions
+from engine.pipeline import Drawn, Outcome
 
 _LOAD_INTERVAL = 0.05
 _IDLE_WAIT = 1.0  # how long a worker with nothing to do sleeps at most: it then looks whether its parent still lives
@@ -286,7 +288,7 @@ class Worker:
             vocab_size=engine.config.vocab_size,
             block_size=engine.block_size,
             kv_tokens=engine.kv_tokens,
-            max_running=self._options.max_running,
+            max_running=engine.scheduler.config.max_running,
             eos_token_ids=engine.config.eos_token_ids,
             defaults=dict(engine.config.defaults),
             kv_events=self._events.endpoint if self._events else "",
@@ -351,6 +353,10 @@ def run_worker(options: WorkerOptions) -> int:
     except (ModelFault, OSError, ValueError, MemoryError) as error:
         print(f"penstock: error: {error}", file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition("\n")[0]
+        print(f"penstock: error: the GPU's memory is too small, or others use it: {said}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -359,5 +365,18 @@ def run_worker(options: WorkerOptions) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN if options.parent_pid else on_signal)
-    worker.run()
+    try:
+        worker.run()
+    except RuntimeError as error:
+        if not is_device_error(error):
+            raise
+        # Nothing on the GPU can be trusted any more: the supervisor starts another worker, and says why.
+        said = str(error).partition("\n")[0]
+        print(f"penstock: error: the GPU failed: {said}", file=sys.stderr)
+        return 1
     return 0
+
+
+def is_device_error(error: RuntimeError) -> bool:
+    """Whether the GPU or its memory has failed, so that this process can't go on."""
+    return isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError) or "CUDA error" in str(error)

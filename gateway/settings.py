@@ -51,6 +51,21 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def parse_share(text: str) -> float:
+    """A number above 0 and at most 1.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} is no share: write a number above 0 and at most 1, such as 0.9")
+    return value
+
+
 _SIZE: Final[dict[str, Any]] = {"metavar": "SIZE", "parse": parse_size}
 _SECONDS: Final[dict[str, Any]] = {"metavar": "SECONDS", "parse": parse_seconds}
 _TOKENS: Final[dict[str, Any]] = {"metavar": "TOKENS", "parse": _whole}
@@ -109,10 +124,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="the type of weights and KV cache; auto is bfloat16"),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8"],
+        Literal["none", "int8", "fp8"],
         Meta(
-            description="int8: round weights, and what they are multiplied with, to 8 bits when the model is loaded; "
-            "about half the memory and up to twice as fast on a CPU, for a little accuracy"
+            description="round weights, and what they are multiplied with, to 8 bits when the model is loaded: int8 on "
+            "a CPU, fp8 on a GPU of compute capability 8.9 or higher; about half the memory and up to twice as fast, "
+            "for a little accuracy"
         ),
     ] = "none"
     max_model_len: Annotated[
@@ -126,6 +142,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_memory: Annotated[
         int | None,
         Meta(description="memory for the KV cache, such as 2GiB; default: by what is free", extra=_SIZE),
+    ] = None
+    kv_dtype: Annotated[
+        Literal["auto", "fp8"],
+        Meta(
+            description="the type of the KV cache; auto is dtype, fp8 holds twice the tokens, on a GPU of compute "
+            "capability 8.9 or higher, for a little accuracy"
+        ),
+    ] = "auto"
+    gpu_memory: Annotated[
+        float | None,
+        Meta(
+            description="share of a GPU's memory that the worker takes in all, such as 0.9; default: the worker's own",
+            extra={"metavar": "SHARE", "parse": parse_share},
+        ),
     ] = None
     block_size: Annotated[
         int | None,
@@ -215,6 +245,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise SettingsError(f"{flag(name)} must be a number of seconds above 0, not {value:g}")
+        if self.gpu_memory is not None and not 0 < self.gpu_memory <= 1:
+            raise SettingsError(f"--gpu-memory must be above 0 and at most 1, not {self.gpu_memory:g}")
         if not 0 <= self.drain_timeout < math.inf:
             raise SettingsError(f"--drain-timeout must be a number of seconds, 0 or more, not {self.drain_timeout:g}")
         if self.kv_replay is not None and self.kv_events is None:

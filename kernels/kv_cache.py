@@ -1,8 +1,8 @@
 """How do keys and values lie in memory?
 
 In blocks of ``block_size`` tokens. On a CPU keys are stored with the tokens innermost, so that one vector load brings
-the same component of 16 keys and a score needs no horizontal sum; values with their components innermost. Both innermost
-dimensions are padded to `LANES`, so that a kernel never has to treat a rest.
+the same component of 16 keys and a score needs no horizontal sum; values with their components innermost. Both
+innermost dimensions are padded to `LANES`, so that a kernel never has to treat a rest.
 
 On a GPU both have their components innermost, without padding: what a block holds of one head lies in one piece (4 KiB
 for 16 tokens of 128 components in bfloat16), which is what memory likes. The shapes are the same on both; only the
@@ -25,8 +25,8 @@ class LayerCache:
     """Keys and values of one layer.
 
     ``key`` is [blocks, KV heads, head_dim, block_size padded], ``value`` [blocks, KV heads, block_size, head_dim
-    padded] (padded on a CPU only). Token ``i`` of block ``b`` has the slot ``b * block_size + i``. Padding and unused slots hold zeros or
-    stale values and are never attended to.
+    padded] (padded on a CPU only). Token ``i`` of block ``b`` has the slot ``b * block_size + i``. Padding and unused
+    slots hold zeros or stale values and are never attended to.
     """
 
     key: torch.Tensor
@@ -44,9 +44,7 @@ def padded(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
-def bytes_per_block(
-    kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype, device: torch.device
-) -> int:
+def bytes_per_block(kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype, device: torch.device) -> int:
     """What one block of one layer takes, keys and values, in bytes."""
     if device.type != "cpu":
         return 2 * kv_heads * block_size * head_dim * dtype.itemsize

@@ -11,7 +11,7 @@ from numba import njit
 
 from kernels import simd
 
-# A multiple of 32, a bitmask's word, and so of `simd.LANES` too.
+# A multiple of 32, a bitmask's word, and so of `simd.LANES` too; a draw's chunk, `kernels.sample.reference.CHUNK`.
 BLOCK: Final = 128
 
 
@@ -43,19 +43,28 @@ def largest_of(values: int, padded: int) -> Any:
 
 
 @njit(cache=True)
-def log_sum_and_entropy(values: int, padded: int, largest: Any) -> Any:
-    """log(sum(exp)) of a row, and ``log(sum) - sum(p * x)`` in nats, relative to the largest."""
+def log_sum_and_entropy(values: int, padded: int, largest: Any, masses: Any) -> Any:
+    """log(sum(exp)) of a row, and ``log(sum) - sum(p * x)`` in nats, relative to the largest.
+
+    ``masses``, unless it is empty, gets the sum of each `BLOCK`, relative to the largest too.
+    """
+    step = BLOCK if len(masses) else 4096
     shift = simd.splat(-largest)
     zero = simd.splat(np.float32(0))
     total, weighted = 0.0, 0.0
-    for chunk in range(0, padded, 4096):
-        sums, moments = zero, zero
-        for i in range(chunk, min(padded, chunk + 4096), simd.LANES):
-            z = simd.add(simd.load(values + i * 4, np.float32(0)), shift)
-            weight = simd.exp(z)
-            sums = simd.add(sums, weight)
-            moments = simd.fma(weight, simd.maximum(z, simd.splat(np.float32(-1e4))), moments)
-        total += simd.lanes_sum(sums)
+    for part in range(0, padded, 4096):
+        moments = zero
+        for block in range(part, min(padded, part + 4096), step):
+            sums = zero
+            for i in range(block, min(padded, block + step), simd.LANES):
+                z = simd.add(simd.load(values + i * 4, np.float32(0)), shift)
+                weight = simd.exp(z)
+                sums = simd.add(sums, weight)
+                moments = simd.fma(weight, simd.maximum(z, simd.splat(np.float32(-1e4))), moments)
+            mass = simd.lanes_sum(sums)
+            total += mass
+            if len(masses):
+                masses[block // BLOCK] = mass
         weighted += simd.lanes_sum(moments)
     return np.float32(largest + np.log(total)), np.float32(max(0.0, np.log(total) - weighted / total))
 

@@ -7,9 +7,9 @@ which `Tithe` knows. `schedule` reads as that algorithm; each policy is a part o
 (how much), `Line` (who), `Forecast` (who may come in), `BlockPool` (where).
 
 Step N+1 can be planned while step N runs: a decode's slice depends on its predecessor's position only, never on the
-token drawn, so `computed` would move on when a slice is planned instead of when it is committed, with a placeholder
-for the token in flight, which the runner fills on the device. `commit` already passes over slices of requests that
-have ended since they were planned, and that is all that a slice planned past a request's end needs.
+token drawn. `advance` says that a plan is on its way: each request moves on as if it had been computed, with `PENDING`
+in place of the token that the step will draw, and `commit` puts the token there. A request that turns out to have ended
+with step N may have a slice in N+1: what comes of it is dropped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from scheduler.budget import Budget
 from scheduler.config import SchedulerConfig
 from scheduler.lane import Lane, pairs
 from scheduler.load import LoadReport, backlog
-from scheduler.request import DECODE, ENDED, PREFILL, WAITING, Plan, R, Request, Slice
+from scheduler.request import CLOSING, DECODE, ENDED, PENDING, PREFILL, WAITING, Plan, R, Request, Slice
 from scheduler.steptime import StepTime, Work
 
 __all__ = ["LoadReport", "Plan", "Request", "Scheduler", "SchedulerConfig", "Slice"]
@@ -34,7 +34,10 @@ _NOTHING = Work(0, 0, 0, 0)
 
 
 class Scheduler(Generic[R]):
-    """Plans one worker's steps. Each plan is to be executed and then given to `commit`, before the next is made."""
+    """Plans one worker's steps. Each plan is to be executed and then given to `commit`, in the order of their making.
+
+    Where one is to be made before the last is committed, that one is given to `advance` first.
+    """
 
     def __init__(self, config: SchedulerConfig, pool: BlockPool, steptime: StepTime) -> None:
         """Nothing waits. ``pool`` and ``steptime`` are used by this scheduler alone from here on."""
@@ -47,6 +50,7 @@ class Scheduler(Generic[R]):
         # By `Request.background`.
         self._lanes = (self._front, self._back if config.background else self._front)
         self._tithe = Tithe(config, steptime)
+        self._advanced: Plan[R] | None = None
         self._admissions = 0
         self._steps = self._prompt_tokens = self._cached_tokens = self._output_tokens = self._preemptions = 0
 
@@ -110,11 +114,45 @@ class Scheduler(Generic[R]):
                 slices += more
         return Plan(slices, self.steptime.predict(work), front.preempted + back.preempted, work)
 
+    def advance(self, plan: Plan[R]) -> None:
+        """Take it that a plan will be executed, so that the next can be made: requests move on by their slices.
+
+        Slices of requests that have ended or lost their KV since the plan was made are passed over.
+        """
+        self._advanced = plan
+        size = self.pool.block_size
+        lanes = self._lanes
+        charging = [self.config.fairness and lane.line.contended for lane in lanes]
+        for request, start, count, samples in plan.slices:
+            state = request.state
+            if state != DECODE and state != PREFILL:
+                continue
+            lane = lanes[request.background]
+            computed = request.computed = start + count
+            if state == PREFILL:
+                lane.owe(request, request.owed - count)
+                if samples:
+                    request.state = DECODE
+                    del lane.prefilling[request.uid]
+                    lane.decoding[request.uid] = request
+            if samples:
+                tokens = request.tokens
+                tokens.append(PENDING)
+                request.due += request.tpot
+                if charging[request.background]:
+                    lane.line.charge_output(request)
+                if len(tokens) >= request.limit:
+                    request.state = CLOSING
+                    lane.closing[request.uid] = lane.decoding.pop(request.uid)
+                    continue
+            if not computed % size and computed == len(request.blocks) * size:
+                lane.needy.append(request)
+
     def commit(self, plan: Plan[R], sampled: Sequence[int], now: float, seconds: float) -> None:
-        """Take in what a step brought: tokens are appended, full blocks published, finished requests' blocks freed.
+        """Take in what a step brought: tokens, and the blocks that are full; whoever is through frees its blocks.
 
         Args:
-            plan: what `schedule` returned last.
+            plan: the oldest that was not committed.
             sampled: one token for each slice that samples, in the plan's order. Below 0: it draws none, and its request
                 is over (it wanted no answer, an embedding for instance).
             now: when the step ended.
@@ -126,42 +164,50 @@ class Scheduler(Generic[R]):
         expected = sum([piece[3] for piece in plan.slices])
         if len(sampled) != expected:
             raise ValueError(f"{len(sampled)} tokens were sampled, the plan has {expected} slices that sample")
+        if self._advanced is not plan:
+            self.advance(plan)
+        self._advanced = None
         size = self.pool.block_size
-        lanes = self._lanes
-        charging = [self.config.fairness and lane.line.contended for lane in lanes]
         drawn = iter(sampled)
         for request, start, count, samples in plan.slices:
             token = next(drawn) if samples else 0
             state = request.state
-            if state != DECODE and state != PREFILL:
+            if state in (WAITING, ENDED):
                 continue
-            computed = request.computed = start + count
-            if state == PREFILL:
-                lanes[request.background].owe(request, request.owed - count)
-            if count > 1 or not computed % size:
-                self._filled(request)
+            end = start + count
+            if count > 1 or not end % size:
+                self._publish(request, end)
             if not samples:
                 continue
-            if state == PREFILL:
-                self._begin_decode(request, now)
+            tokens = request.tokens
+            if end == request.prompt_len:
+                _forgive(request, now)
             if token < 0:
+                del tokens[end:]
                 self._end(request)
                 continue
-            tokens = request.tokens
-            tokens.append(token)
-            request.due += request.tpot
+            tokens[end] = token
             self._output_tokens += 1
-            if charging[request.background]:
-                lanes[request.background].line.charge_output(request)
-            if token in request.stop_ids and len(tokens) - request.prompt_len >= request.min_tokens:
+            if token in request.stop_ids and end + 1 - request.prompt_len >= request.min_tokens:
+                del tokens[end + 1 :]
                 request.finish = "stop"
                 self._end(request)
-            elif len(tokens) >= request.limit:
+            elif end + 1 >= request.limit:
                 request.finish = "length"
                 self._end(request)
         if plan.slices:
             self._steps += 1
             self.steptime.observe(plan.work, seconds)
+
+    def retreat(self, plan: Plan[R]) -> None:
+        """A plan could not be executed: the requests in it lose their KV and are computed again.
+
+        To be called in place of `commit`, before another plan is made.
+        """
+        self._advanced = None
+        for request, *_ in plan.slices:
+            if request.state not in (WAITING, ENDED):
+                self._preempt(request)
 
     def load(self, now: float) -> LoadReport:
         """How busy the worker is. ``now`` is the caller's clock, as everywhere."""
@@ -346,6 +392,9 @@ class Scheduler(Generic[R]):
         """Take a request's KV away. Its tokens stay, and what is published may still be found when it comes back."""
         lane = self._lanes[request.background]
         self._let_go(lane, request)
+        if request.tokens[-1] == PENDING:
+            # It will be drawn again: who is computed anew has the same seed.
+            request.tokens.pop()
         request.computed = 0
         request.preemptions += 1
         request.state = WAITING
@@ -354,19 +403,10 @@ class Scheduler(Generic[R]):
         lane.line.put_back(request)
         lane.preempted.append(request)
 
-    def _begin_decode(self, request: R, now: float) -> None:
-        """A request's prefill is done. A first token that comes late moves the deadlines of all that follow."""
-        lane = self._lanes[request.background]
-        request.state = DECODE
-        del lane.prefilling[request.uid]
-        lane.decoding[request.uid] = request
-        if len(request.tokens) == request.prompt_len and now > request.due:
-            request.due = now
-
-    def _filled(self, request: R) -> None:
-        """Publish the blocks that have become full, and note if there is none to go on with."""
+    def _publish(self, request: R, computed: int) -> None:
+        """Let others find the blocks that are full with the first ``computed`` tokens."""
         size = self.pool.block_size
-        computed, published = request.computed, request.published
+        published = request.published
         full = computed // size
         if full > published and self.config.prefix_cache:
             hashes = request.hashes
@@ -375,14 +415,14 @@ class Scheduler(Generic[R]):
                 hashes += chain_hashes(request.tokens[len(hashes) * size : full * size], size, parent)
             self.pool.publish(request.blocks, hashes, published, full, request.tokens, request.adapter)
             request.published = full
-        if computed == len(request.blocks) * size:
-            self._lanes[request.background].needy.append(request)
 
     def _end(self, request: R) -> None:
         """A request is over: answered, or aborted (then it has no ``finish``)."""
         lane = self._lanes[request.background]
         if request.state != WAITING:
             self._let_go(lane, request)
+        if request.tokens[-1] == PENDING:
+            request.tokens.pop()
         lane.owe(request, 0)
         lane.line.remove(request)
         lane.shut = False
@@ -395,9 +435,16 @@ class Scheduler(Generic[R]):
         """Free the blocks of a request that runs."""
         self.pool.release(request.blocks, lane.background)
         request.blocks = []
-        del (lane.prefilling if request.state == PREFILL else lane.decoding)[request.uid]
+        del lane.of_state(request.state)[request.uid]
         # Background work gets what anybody lets go of; the foreground had all that background work held.
         lane.shut = self._back.shut = False
+
+
+def _forgive(request: Request, now: float) -> None:
+    """A first token that comes late moves the deadlines of all that follow."""
+    due = request.due - request.tpot * (len(request.tokens) - request.prompt_len)
+    if now > due:
+        request.due += now - due
 
 
 def _decode_slices(requests: Iterable[R]) -> list[Slice[R]]:

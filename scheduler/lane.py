@@ -13,7 +13,7 @@ from scheduler.admission import OutputLengths
 from scheduler.blocks import BlockPool, IntegrityError
 from scheduler.config import SchedulerConfig
 from scheduler.fairness import Line
-from scheduler.request import R
+from scheduler.request import DECODE, PREFILL, R
 from scheduler.steptime import Work
 
 _computed = attrgetter("computed")
@@ -24,6 +24,7 @@ class Lane(Generic[R]):
 
     __slots__ = (
         "background",
+        "closing",
         "decoding",
         "lengths",
         "line",
@@ -44,6 +45,8 @@ class Lane(Generic[R]):
         self.prefilling: dict[int, R] = {}
         # In the order in which they are to run, where not all can.
         self.decoding: dict[int, R] = {}
+        # Their last token is under way.
+        self.closing: dict[int, R] = {}
         # Decodes whose blocks are full, since this lane last ran.
         self.needy: list[R] = []
         # Who lost its KV in the step that is being planned.
@@ -63,11 +66,15 @@ class Lane(Generic[R]):
     @property
     def running(self) -> int:
         """How many requests hold KV."""
-        return len(self.prefilling) + len(self.decoding)
+        return len(self.prefilling) + len(self.decoding) + len(self.closing)
 
     def runners(self) -> Iterator[R]:
         """The requests that hold KV."""
-        return chain(self.prefilling.values(), self.decoding.values())
+        return chain(self.prefilling.values(), self.decoding.values(), self.closing.values())
+
+    def of_state(self, state: int) -> dict[int, R]:
+        """Where those that hold KV are kept, by what they do."""
+        return self.prefilling if state == PREFILL else self.decoding if state == DECODE else self.closing
 
     def decode_work(self) -> Work:
         """What it takes to give each decode its next token."""

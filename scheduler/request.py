@@ -1,19 +1,23 @@
 """What does the scheduler know of a request, and what does a step's plan say?"""
 
 from collections.abc import Sequence
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from scheduler.steptime import Work
 
-WAITING, PREFILL, DECODE, ENDED = range(4)
+# CLOSING: all the tokens that it may have are drawn, or being drawn.
+WAITING, PREFILL, DECODE, CLOSING, ENDED = range(5)
+# In place of a token that is being drawn.
+PENDING: Final = -1
 
 
 class Request:
     """Some tokens, and the wish for more. Subclass it to carry what only the engine knows.
 
-    ``computed`` is the number of tokens whose KV is in the pool, in ``blocks`` (block ids in the order of the tokens).
-    ``tokens`` begins with the prompt (``prompt_len`` tokens) and grows by each token drawn. ``cached`` prompt tokens
-    were found in the prefix cache at the first admission, and the first slice was planned at ``first_scheduled``.
+    ``computed`` is the number of tokens whose KV is in the pool, or will be when the steps under way have run, in
+    ``blocks`` (block ids in the order of the tokens). ``tokens`` begins with the prompt (``prompt_len`` tokens) and
+    grows by each token drawn; its last one is `PENDING` while a step under way draws it. ``cached`` prompt tokens were
+    found in the prefix cache at the first admission, and the first slice was planned at ``first_scheduled``.
     ``finish`` is why the request ended, once it has. ``due`` is when its next token is.
     """
 
@@ -133,6 +137,11 @@ class Request:
     def generated(self) -> int:
         """How many tokens were drawn so far."""
         return len(self.tokens) - self.prompt_len
+
+    @property
+    def holds_kv(self) -> bool:
+        """Whether it runs: it was admitted, and has neither ended nor lost its KV."""
+        return WAITING < self.state < ENDED
 
     @property
     def sought(self) -> Sequence[bytes]:

@@ -12,9 +12,10 @@ import torch
 
 from engine.config import ModelConfig
 from engine.models import rope
+from kernels.embedding import embedding
 from kernels.kv_cache import LayerCache
 from kernels.layers import LayerParts, Layers
-from kernels.linear import Weight, linear, pack
+from kernels.linear import Quantization, Weight, linear, pack
 from kernels.paged_attention import AttentionMetadata, paged_attention
 from kernels.rms_norm import rms_norm
 from kernels.rope_kv_write import QkNorm, rope_kv_write
@@ -45,13 +46,13 @@ class Decoder:
         device: torch.device,
         max_positions: int | None = None,
         *,
-        int8: bool = False,
+        quantization: Quantization = "none",
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
         self.max_positions = max_positions or config.max_position_embeddings
-        loader = _LayerLoader(config, source, dtype, device, int8)
+        loader = _LayerLoader(config, source, dtype, device, quantization)
         self._embedding = loader.embedding()
         self._layers = [loader.layer(index) for index in range(config.num_layers)]
         self._norm = loader.vector("model.norm.weight", config.hidden_size)
@@ -67,7 +68,7 @@ class Decoder:
         if layers := self._in_one_call(caches):
             return layers.run(step.token_ids, step.positions, step.slots, step.attention)
         config = self.config
-        residual = torch.nn.functional.embedding(step.token_ids, self._embedding)
+        residual = embedding(step.token_ids, self._embedding)
         eps, scale = config.rms_norm_eps, config.head_dim**-0.5
         query_width = config.num_heads * config.head_dim
         x = rms_norm(residual, self._layers[0].input_norm, eps)
@@ -104,10 +105,15 @@ class _LayerLoader:
     """Copies a checkpoint's tensors into merged, packed weights, one at a time."""
 
     def __init__(
-        self, config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device, int8: bool
+        self,
+        config: ModelConfig,
+        source: TensorSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantization: Quantization,
     ) -> None:
         self._config = config
-        self._int8 = int8
+        self._quantization = quantization
         self._source = source
         self._dtype = dtype
         self._device = device
@@ -125,7 +131,7 @@ class _LayerLoader:
 
     def head(self, embedding: torch.Tensor) -> Weight:
         if self._config.tied:
-            return pack(embedding, int8=self._int8)
+            return pack(embedding, self._quantization)
         return self._linear(["lm_head.weight"], [self._config.vocab_size], self._config.hidden_size)
 
     def layer(self, index: int) -> LayerParts:
@@ -159,7 +165,7 @@ class _LayerLoader:
         )
 
     def _linear(self, names: list[str], outputs: list[int], inputs: int) -> Weight:
-        return pack(self._merged(names, (sum(outputs), inputs), outputs), int8=self._int8)
+        return pack(self._merged(names, (sum(outputs), inputs), outputs), self._quantization)
 
     def _bias(self, names: list[str], outputs: list[int], present: bool) -> torch.Tensor | None:
         if not present:

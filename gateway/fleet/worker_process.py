@@ -167,9 +167,10 @@ def worker_command(settings: Settings, address: str) -> list[str]:
         "--device": settings.device,
         "--dtype": settings.dtype,
         "--quantization": settings.quantization,
+        "--kv-dtype": settings.kv_dtype,
     }
     for field in (
-        *("max_model_len", "max_running", "kv_memory", "block_size", "threads", "ttft", "tpot"),
+        *("max_model_len", "max_running", "kv_memory", "gpu_memory", "block_size", "threads", "ttft", "tpot"),
         *("kv_events", "kv_replay"),
     ):
         options[flag(field)] = getattr(settings, field)

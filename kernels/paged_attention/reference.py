@@ -1,6 +1,7 @@
 """What is paged attention? Causal attention of a mixed batch over keys and values that lie in blocks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -17,11 +18,16 @@ class AttentionMetadata:
     ``query_starts`` [S+1] int32: sequence s owns query tokens query_starts[s] to query_starts[s+1], which are the
     last ones of its context. ``context_lengths`` [S] int32: tokens attended to, the new ones included.
     ``block_tables`` [S, most blocks] int32: the blocks of each sequence in order; the rest of a row is not read.
+
+    ``decodes_only``: the host knows that no sequence has more than one query token (T == S). ``plans``: what
+    `kernels.paged_attention.plan` has worked out ahead of the layers, by window.
     """
 
     query_starts: torch.Tensor
     context_lengths: torch.Tensor
     block_tables: torch.Tensor
+    decodes_only: bool = False
+    plans: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 def paged_attention(
@@ -40,7 +46,10 @@ def paged_attention(
         blocks = batch.block_tables[s, : -(-context // cache.block_size)].long()
         key = cache.key[blocks, ..., : cache.block_size].float().permute(1, 0, 3, 2).reshape(kv_heads, -1, dim)
         value = cache.value[blocks, ..., :dim].float().permute(1, 0, 2, 3).reshape(kv_heads, -1, dim)
-        q = query[rows].reshape(rows.stop - rows.start, kv_heads, -1, dim).permute(1, 2, 0, 3).float() * scale
+        q = (
+            query[rows].reshape(-1, kv_heads, query.shape[1] // (kv_heads * dim), dim).permute(1, 2, 0, 3).float()
+            * scale
+        )
         scores = q @ key[:, None, :context].transpose(-1, -2)
         position = torch.arange(context - q.shape[2], context, device=query.device)[:, None]
         other = torch.arange(context, device=query.device)[None, :]
@@ -49,7 +58,7 @@ def paged_attention(
             hidden |= other <= position - window
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         result = weights @ value[:, None, :context]
-        out[rows] = result.permute(2, 0, 1, 3).reshape(q.shape[2], -1).to(out.dtype)
+        out[rows] = result.permute(2, 0, 1, 3).flatten(1).to(out.dtype)
     return out
 
 
@@ -89,7 +98,9 @@ def inputs(
             block = tables[s, i] = order.pop()
             used = min(block_size, context - i * block_size)
             cache.key[block, :, :, :used] = torch.randn(kv_heads, head_dim, used, generator=draw).to(cache.key.dtype)
-            cache.value[block, :, :used, :head_dim] = torch.randn(kv_heads, used, head_dim, generator=draw).to(cache.key.dtype)
+            cache.value[block, :, :used, :head_dim] = torch.randn(kv_heads, used, head_dim, generator=draw).to(
+                cache.key.dtype
+            )
     counts = torch.tensor([0] + [query for query, _ in lengths])
     query = torch.randn(int(counts.sum()), (heads + 2 * kv_heads) * head_dim, generator=draw).to(dtype)
     batch = AttentionMetadata(

@@ -32,6 +32,13 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def _cached(x: torch.Tensor, computed: torch.dtype, cached: torch.dtype) -> torch.Tensor:
+    """Rounded as a query is, and again where the cache's dtype is narrower; float8 saturates in every torch."""
+    x = x.to(computed)
+    limit = torch.finfo(cached).max
+    return x.clamp(-limit, limit).to(cached) if cached.itemsize == 1 else x.to(cached)
+
+
 def rope_kv_write(
     qkv: torch.Tensor,
     positions: torch.Tensor,
@@ -53,9 +60,8 @@ def rope_kv_write(
     cos, sin = table[positions.long()].unsqueeze(1).chunk(2, dim=-1)
     heads[:, : query.shape[1]] = _rotate(query, cos, sin).to(qkv.dtype)
     block, offset = slots // cache.block_size, slots % cache.block_size
-    # What is cached is rounded as a query is, and again where the cache's dtype is narrower.
-    cache.key[block, :, :, offset] = _rotate(key, cos, sin).to(qkv.dtype).to(cache.key.dtype)
-    cache.value[block, :, offset, :dim] = value.to(qkv.dtype).to(cache.value.dtype)
+    cache.key[block, :, :, offset] = _cached(_rotate(key, cos, sin), qkv.dtype, cache.key.dtype)
+    cache.value[block, :, offset, :dim] = _cached(value, qkv.dtype, cache.value.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def _score(
         copy = np.empty(padded, np.float32)
         values = simd.address_of(copy)
         largest = widen(tag, size, logits + row * vocabulary * size, vocabulary, values, padded)
-        log_sum, _ = log_sum_and_entropy(values, padded, largest)
+        log_sum, _ = log_sum_and_entropy(values, padded, largest, np.empty(0, np.float32))
         own = copy[targets[row]]
         logprobs[row] = own - log_sum
         ranks[row] = 1 + _larger(values, padded, own)

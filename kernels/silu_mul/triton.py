@@ -1,4 +1,10 @@
-"""SiLU-mul on a GPU: one read of gate and up, one write. Bound by memory: 6 bytes an element in bfloat16."""
+"""How is SiLU-mul computed on a GPU? Gate and up are read once, the product written once.
+
+Bound by memory: 6 bytes an element in bfloat16, against two operations of the special function unit, which could do
+twice the elements a second that memory can bring. A block of 128 threads takes 1,024 columns, a 16-byte load of gate
+and one of up for each thread: 64 KiB are under way on a multiprocessor that is full, where some 25 KiB hide memory's
+latency. A single row of 14,336 is 14 blocks, each one trip to memory: more threads wouldn't shorten it.
+"""
 
 from typing import Final
 
@@ -22,8 +28,8 @@ def _silu_mul(gate_up, out, width, BLOCK: tl.constexpr):
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """`kernels.silu_mul.reference.silu_mul` for contiguous gate_up."""
+    """As the reference's, of a contiguous gate_up."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
-    _silu_mul[rows, triton.cdiv(width, _BLOCK)](gate_up, out, width, BLOCK=_BLOCK, num_warps=4)
+    _silu_mul[(rows, triton.cdiv(width, _BLOCK))](gate_up, out, width, BLOCK=_BLOCK, num_warps=4)
     return out

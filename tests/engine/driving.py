@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from engine.constraints import Constraint
 from engine.job import Job
 from engine.link import Pooling, Sampling
-from engine.runner import NO_TOKEN, Runner, Top
+from engine.pipeline import Pipeline
+from engine.runner import Runner, Top
 from scheduler.batch import Plan, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockPool
 from scheduler.steptime import StepTime
@@ -68,30 +69,25 @@ def run(
     """Add each job at its arrival (in steps, one a second) and run until all have ended."""
     pool = BlockPool(num_blocks, block_size)
     scheduler: Scheduler[Job] = Scheduler(config or SchedulerConfig(), pool, StepTime())
+    now = 0.0
+    pipeline = Pipeline(scheduler, runner, lambda: now)
     waiting = sorted(jobs, key=lambda job: job.arrival)
     result = Run()
-    now = 0.0
-    while waiting or scheduler.busy:
+    while waiting or pipeline.busy:
         while waiting and waiting[0].arrival <= now:
             scheduler.add(waiting.pop(0), now)
-        plan = scheduler.schedule(now)
-        if plan.slices:
-            drawn = runner.execute(plan)
-            jobs_drawn = [piece.request for piece in plan.slices if piece.samples]
-            for place, owner in enumerate(jobs_drawn):
-                if drawn.tokens[place] != NO_TOKEN:
-                    result.tokens.setdefault(owner.uid, []).append(drawn.tokens[place])
-                    result.logprobs.setdefault(owner.uid, []).append(drawn.logprobs[place])
-                    result.tops.setdefault(owner.uid, []).append(drawn.tops[place])
-                elif owner.pooler is None:
-                    result.stuck.append(owner.uid)
-                    scheduler.abort(owner.uid)
-            scheduler.commit(plan, drawn.tokens, now, 0.01)
-            result.preemptions += len(plan.preempted)
+        outcome = pipeline.step()
+        if outcome is not None:
+            for made in outcome.drawn:
+                result.tokens.setdefault(made.job.uid, []).append(made.token)
+                result.logprobs.setdefault(made.job.uid, []).append(made.logprob)
+                result.tops.setdefault(made.job.uid, []).append(made.top)
+            result.stuck += [stuck.job.uid for stuck in outcome.stuck]
             result.steps += 1
+            after_step(scheduler, outcome.plan)
         scheduler.check_integrity()
         pool.check_integrity()
-        after_step(scheduler, plan)
         now += 1.0
+    result.preemptions = scheduler.load(now).preemptions_total
     result.cached = sum(done.cached for done in jobs)
     return result

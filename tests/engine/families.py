@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+import pytest
 import torch
 from transformers import (
     LlamaConfig,
@@ -20,6 +21,8 @@ from transformers import (
 )
 
 from engine.config import ModelConfig
+from engine.device_runner import DeviceLimits, DeviceRunner
+from engine.host_runner import HostRunner
 from engine.loader import load_model
 from engine.runner import Runner
 
@@ -81,6 +84,33 @@ FAMILIES: Final[Mapping[str, tuple[type[PreTrainedModel], Callable[[], PreTraine
 }
 
 
+# What executes steps: on a CPU; as on a GPU, but on CPU tensors; and on a GPU, where there is one.
+Kind = Literal["host", "device", "cuda"]
+RUNNERS: Final = [
+    "host",
+    "device",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+def make_runner(
+    folder: Path,
+    kind: Kind = "host",
+    *,
+    num_blocks: int = 40,
+    block_size: int = 4,
+    dtype: torch.dtype = torch.float32,
+    **limits: Any,
+) -> Runner:
+    """Whatever executes steps of the model in ``folder``."""
+    device = torch.device("cuda" if kind == "cuda" else "cpu")
+    model = load_model(ModelConfig.load(folder), dtype, device)
+    if kind == "host":
+        return HostRunner(model, num_blocks, block_size)
+    sizes = {"max_running": 16, "max_batch_tokens": 300, "max_model_len": 256}
+    return DeviceRunner(model, num_blocks, block_size, DeviceLimits(**(sizes | limits)))
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """transformers' model, and the folder it was saved to."""
@@ -88,10 +118,9 @@ class Pair:
     judge: PreTrainedModel
     folder: Path
 
-    def runner(self, num_blocks: int = 40, block_size: int = 4, dtype: torch.dtype = torch.float32) -> Runner:
-        """Ours, over the same weights."""
-        model = load_model(ModelConfig.load(self.folder), dtype, torch.device("cpu"))
-        return Runner(model, num_blocks, block_size)
+    def runner(self, kind: Kind = "host", **options: Any) -> Runner:
+        """Ours, over the same weights; see `make_runner`."""
+        return make_runner(self.folder, kind, **options)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
         """The judge's own continuation."""

@@ -23,10 +23,9 @@ from engine.demo import MODEL_FOLDER
 from engine.grammar import Grammars, fresh
 from engine.job import Job
 from engine.link import Sampling
-from engine.loader import load_model
-from engine.runner import Runner
 from scheduler.batch import SchedulerConfig
 from tests.engine.driving import job, run
+from tests.engine.families import RUNNERS, Kind, make_runner
 from tests.engine.schemas import grammar, random_schema
 
 VOCABULARY = 3072
@@ -37,7 +36,7 @@ LONGEST = 200
 class Constrained:
     """A random model that reads as the demo model does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: Kind) -> None:
         torch.manual_seed(0)
         LlamaForCausalLM(
             LlamaConfig(
@@ -52,7 +51,7 @@ class Constrained:
         assert loaded is not None
         self.grammars = loaded
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.runner = Runner(load_model(config, torch.float32, torch.device("cpu")), 600, 4)
+        self.runner = make_runner(folder, kind, num_blocks=600, max_running=64)
 
     def constraint(self, text: str, allowed: Sequence[int] = ()) -> Constraint:
         matcher = fresh(self.grammars.compile(text)) if text else None
@@ -76,9 +75,9 @@ class Constrained:
         return text
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Constrained:
-    return Constrained(tmp_path_factory.mktemp("constrained"))
+@pytest.fixture(scope="module", params=RUNNERS)
+def model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Constrained:
+    return Constrained(tmp_path_factory.mktemp("constrained"), request.param)
 
 
 def validate(text: str, schema: dict[str, Any]) -> None:

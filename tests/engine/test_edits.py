@@ -11,7 +11,7 @@ from engine.edits import Edits, Row
 from engine.link import Sampling
 from engine.runner import Runner
 from tests.engine.driving import job, run
-from tests.engine.families import VOCABULARY, Pair, prompt, save
+from tests.engine.families import RUNNERS, VOCABULARY, Pair, prompt, save
 
 COUNT = 24
 
@@ -21,9 +21,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return save("llama", tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def runner(pair: Pair) -> Runner:
-    return pair.runner(num_blocks=80)
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(pair: Pair, request: pytest.FixtureRequest) -> Runner:
+    return pair.runner(request.param, num_blocks=80)
 
 
 def edits(prompt: list[int], stops: frozenset[int] = frozenset(), **sampling: object) -> Edits:

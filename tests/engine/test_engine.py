@@ -85,6 +85,11 @@ def test_a_gpu_that_is_not_there_is_refused(folder: Path) -> None:
         Engine.build(options(folder, device="cuda"), silent)
 
 
+def test_a_rounding_that_the_device_does_not_have_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="--quantization fp8 is for GPUs"):
+        Engine.build(options(folder, quantization="fp8"), silent)
+
+
 def test_no_model_means_the_demo_model(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         demo = Engine.build(options("", model=None), silent)

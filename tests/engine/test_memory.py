@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine import memory
 from engine.memory import KvBudget, available_memory, kv_budget
@@ -8,11 +9,17 @@ from engine.memory import KvBudget, available_memory, kv_budget
 
 @pytest.fixture
 def free_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda device: 4 * 2**30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 4 * 2**30)
 
 
-def budget(**changes: int | str | None) -> KvBudget:
-    arguments: dict[str, int | str | None] = {
+@pytest.fixture
+def gpu_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 GiB, of which 20 are in use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * 2**30, 80 * 2**30))
+
+
+def budget(**changes: float | str | None) -> KvBudget:
+    arguments: dict[str, float | str | None] = {
         "device": "cpu",
         "bytes_per_block": 2**20,
         "block_size": 16,
@@ -56,8 +63,22 @@ def test_a_pool_too_small_for_a_useful_context_is_refused() -> None:
 
 
 def test_available_memory_heeds_the_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    host = available_memory("cpu")
+    host = available_memory()
     assert host > 2**20
     limits = {"/sys/fs/cgroup/memory.max": 3 * 2**20, "/sys/fs/cgroup/memory.current": 2**20}
     monkeypatch.setattr(memory, "_read_int", limits.get)
-    assert available_memory("cpu") == 2 * 2**20
+    assert available_memory() == 2 * 2**20
+
+
+@pytest.mark.usefixtures("gpu_gib")
+def test_on_a_gpu_the_worker_as_a_whole_takes_its_share() -> None:
+    found = budget(device="cuda", step_bytes=3 * 2**30, max_running=10_000)
+    assert found.blocks == (72 - 20 - 3) * 1024
+    assert found.reason == "90% of the GPU's 80.0 GiB, less 20.0 in use and 3.0 for the largest step"
+    assert budget(device="cuda", gpu_share=0.5, max_running=10_000).blocks == (40 - 20) * 1024
+
+
+@pytest.mark.usefixtures("gpu_gib")
+def test_a_gpu_that_is_full_already() -> None:
+    with pytest.raises(ValueError, match=r"a KV cache of 0 MiB \(20% of the GPU's .* lower --max-model-len"):
+        budget(device="cuda", gpu_share=0.2)

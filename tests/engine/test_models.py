@@ -7,27 +7,29 @@ import torch
 
 from scheduler.batch import Slice
 from tests.engine.driving import job, run
-from tests.engine.families import FAMILIES, prompt, save
+from tests.engine.families import FAMILIES, RUNNERS, Kind, prompt, save
 
 
+@pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_tokens_are_those_of_generate(name: str, tmp_path: Path) -> None:
+def test_greedy_tokens_are_those_of_generate(name: str, kind: Kind, tmp_path: Path) -> None:
     pair = save(name, tmp_path)
     tokens = prompt(1, 19)
-    ours = run(pair.runner(), [job(1, tokens, 24)])
+    ours = run(pair.runner(kind), [job(1, tokens, 24)])
     assert ours.tokens[1] == pair.greedy(tokens, 24)
 
 
+@pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_logits_in_fp32(name: str, tmp_path: Path) -> None:
+def test_logits_in_fp32(name: str, kind: Kind, tmp_path: Path) -> None:
     """The last token's, of a prompt that was computed in two slices: within 1e-4 of logits as large as 10."""
     pair = save(name, tmp_path)
     tokens = prompt(2, 90)
     ours = job(1, tokens, 1)
     ours.blocks = list(range(30, 6, -1))
-    runner = pair.runner()
+    runner = pair.runner(kind)
     runner.logits([Slice(ours, 0, 41, True)])
-    actual = runner.logits([Slice(ours, 41, 49, True)])[0]
+    actual = runner.logits([Slice(ours, 41, 49, True)])[0].cpu()
     torch.testing.assert_close(actual, pair.logits(tokens)[-1], rtol=1e-4, atol=1e-4)
 
 

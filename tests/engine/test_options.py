@@ -18,12 +18,13 @@ def test_defaults_are_those_of_the_struct() -> None:
 def test_everything_given() -> None:
     words = (
         "./m --listen unix:/x --name n --device cpu --dtype float32 --max-model-len 100 --max-running 3 "
-        "--kv-memory 2MiB --block-size 8 --threads 2 --ttft 0.5 --tpot 0.1 --kv-events tcp://127.0.0.1:1 "
+        "--kv-memory 2MiB --kv-dtype fp8 --gpu-memory 0.5 --block-size 8 "
+        "--threads 2 --ttft 0.5 --tpot 0.1 --kv-events tcp://127.0.0.1:1 "
         "--kv-replay tcp://127.0.0.1:2 --parent-pid 7"
     )
     assert parse(*words.split()) == WorkerOptions(
         listen="unix:/x", model="./m", name="n", device="cpu", dtype="float32", max_model_len=100, max_running=3,
-        kv_memory=2 * 2**20, block_size=8, threads=2, ttft=0.5, tpot=0.1, kv_events="tcp://127.0.0.1:1",
+        kv_memory=2 * 2**20, kv_dtype="fp8", gpu_memory=0.5, block_size=8, threads=2, ttft=0.5, tpot=0.1, kv_events="tcp://127.0.0.1:1",
         kv_replay="tcp://127.0.0.1:2", parent_pid=7,
     )  # fmt: skip
 
@@ -34,6 +35,8 @@ def test_everything_given() -> None:
         ("--listen nowhere", "expected unix:"),
         ("--listen tcp://127.0.0.1:80", "a Unix socket only"),
         ("--listen unix:/x --kv-memory lots", "'lots' is no size"),
+        ("--listen unix:/x --gpu-memory 2", "'2' is no share"),
+        ("--listen unix:/x --gpu-memory much", "'much' is no share"),
         ("--listen unix:/x --max-running 0", "'0' is no whole number above 0"),
         ("--listen unix:/x --max-running x", "'x' is no whole number above 0"),
         ("--listen unix:/x --ttft nan", "'nan' is no number of seconds above 0"),

@@ -12,7 +12,7 @@ from engine.prompts import LastPooler, MeanPooler
 from engine.runner import Runner
 from scheduler.batch import Plan, Scheduler, SchedulerConfig
 from tests.engine.driving import job, run
-from tests.engine.families import VOCABULARY, Pair, prompt, save
+from tests.engine.families import RUNNERS, VOCABULARY, Pair, prompt, save
 
 TOP = 5
 
@@ -22,9 +22,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return save("qwen3", tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def runner(pair: Pair) -> Runner:
-    return pair.runner(num_blocks=80)
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(pair: Pair, request: pytest.FixtureRequest) -> Runner:
+    return pair.runner(request.param, num_blocks=80)
 
 
 def scored(uid: int, tokens: list[int], top: int = TOP, count: int = 3) -> Job:

@@ -7,12 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import ModelConfig
+from engine.host_runner import flatten
 from engine.job import Job
 from engine.link import Sampling
-from engine.runner import Runner, flatten, kv_bytes_per_block
+from engine.runner import Runner, kv_bytes_per_block
 from scheduler.batch import Plan, Scheduler, SchedulerConfig, Slice
 from tests.engine.driving import job, run
-from tests.engine.families import VOCABULARY, Pair, prompt, save
+from tests.engine.families import RUNNERS, VOCABULARY, Pair, prompt, save
 
 COUNT = 12
 
@@ -22,9 +23,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return save("qwen3", tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def runner(pair: Pair) -> Runner:
-    runner = pair.runner(num_blocks=60)
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(pair: Pair, request: pytest.FixtureRequest) -> Runner:
+    runner = pair.runner(request.param, num_blocks=60)
     runner.warm_up()
     return runner
 
@@ -151,5 +152,6 @@ def test_a_step_in_which_nothing_samples(runner: Runner) -> None:
 def test_kv_bytes_per_block(pair: Pair) -> None:
     config = ModelConfig.load(pair.folder)
     # 3 layers, 2 KV heads: keys 24 x 16 (padded from 4), values 4 x 32 (padded from 24), 4 bytes each.
-    assert kv_bytes_per_block(config, 4, torch.float32) == 3 * 2 * (24 * 16 + 4 * 32) * 4
+    assert kv_bytes_per_block(config, 4, torch.float32, torch.device("cpu")) == 3 * 2 * (24 * 16 + 4 * 32) * 4
+    assert kv_bytes_per_block(config, 4, torch.bfloat16, torch.device("cuda")) == 3 * 2 * (24 * 4 + 4 * 24) * 2
     assert pair.judge.config.vocab_size == VOCABULARY

@@ -23,12 +23,13 @@ def test_rows() -> None:
         row(1, 3, top_k=5, top_logprobs=7),
         row(40, 2**63, top_k=-1, logit_bias={7: 2.5}),
     ]
-    batch = sampling_batch(jobs, UNMASKED, torch.device("cpu"))
+    batch = sampling_batch(jobs, UNMASKED)
     assert batch.temperature.tolist() == [0.5, 1.0, 1.0]
     torch.testing.assert_close(batch.top_p, torch.tensor([0.9, 1.0, 1.0]))
     torch.testing.assert_close(batch.min_p, torch.tensor([0.1, 0.0, 0.0]))
     assert batch.top_k.tolist() == [0, 5, 0]
     assert batch.top.tolist() == [0, 7, 0]
+    assert batch.width == 7
     assert batch.seed.tolist() == [-1, 3, -(2**63)]
     assert batch.position.tolist() == [17, 1, 40]
     assert sorted(batch.edited.tolist()[:2]) == [4, 9]
@@ -48,12 +49,13 @@ def test_rows() -> None:
 
 def test_no_edits_at_all() -> None:
     mask = StepMask(np.array([[5, 6, 7]], np.int32), np.array([0], np.int32))
-    batch = sampling_batch([row(1, 0)], mask, torch.device("cpu"))
+    batch = sampling_batch([row(1, 0)], mask)
     assert batch.edited.dtype == torch.int32
     assert batch.edit_starts.tolist() == [0, 0]
     assert batch.mask.tolist() == [[5, 6, 7]]
     assert batch.mask_row.tolist() == [0]
+    assert batch.width == 0
 
 
 def test_a_top_k_beyond_any_vocabulary_fits() -> None:
-    assert sampling_batch([row(1, 0, top_k=2**60)], UNMASKED, torch.device("cpu")).top_k.tolist() == [2**31 - 1]
+    assert sampling_batch([row(1, 0, top_k=2**60)], UNMASKED).top_k.tolist() == [2**31 - 1]

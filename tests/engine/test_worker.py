@@ -15,7 +15,9 @@ import torch
 import zmq
 from transformers import AutoModelForCausalLM
 
+from engine import worker as worker_module
 from engine.link import Drain, Failed, Hello, Load, Sampling, Step, Submit
+from engine.options import WorkerOptions
 from tests.engine.link_client import LinkClient, progress_of, start_worker, tokens_of
 from tests.models import CONTEXT, llama_folder
 
@@ -277,3 +279,34 @@ def test_a_model_that_cannot_be_loaded_ends_it_with_a_reason(tmp_path: Path) -> 
     assert process.returncode == 1
     assert "config.json" in said
     assert "Traceback" not in said
+
+
+def test_a_gpu_that_fails_ends_it_with_the_cause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def __init__(self, options: WorkerOptions) -> None:
+            pass
+
+        def run(self) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(worker_module, "Worker", Broken)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert worker_module.run_worker(WorkerOptions(listen="unix:/nowhere")) == 1
+    said = capsys.readouterr().err
+    assert said == "penstock: error: the GPU failed: CUDA error: an illegal memory access was encountered\n"
+
+
+def test_a_fault_of_ours_is_not_taken_for_one_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __init__(self, options: WorkerOptions) -> None:
+            pass
+
+        def run(self) -> None:
+            raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.setattr(worker_module, "Worker", Broken)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    with pytest.raises(RuntimeError, match="dictionary"):
+        worker_module.run_worker(WorkerOptions(listen="unix:/nowhere"))

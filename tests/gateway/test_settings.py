@@ -43,6 +43,8 @@ def test_every_field_can_be_said() -> None:
         "max_model_len": "2048",
         "max_running": "8",
         "kv_memory": "2GiB",
+        "kv_dtype": "fp8",
+        "gpu_memory": "0.8",
         "block_size": "32",
         "threads": "2",
         "ttft": "200ms",
@@ -72,6 +74,8 @@ def test_every_field_can_be_said() -> None:
         max_model_len=2048,
         max_running=8,
         kv_memory=2 * 2**30,
+        kv_dtype="fp8",
+        gpu_memory=0.8,
         block_size=32,
         threads=2,
         ttft=0.2,
@@ -118,6 +122,7 @@ def test_help_shows_each_meaning(capsys: pytest.CaptureFixture[str]) -> None:
         ({"data_dir": ""}, "--data-dir is empty"),
         ({"threads": -1}, "--threads must be at least 1, not -1"),
         ({"kv_memory": 0}, "--kv-memory must be at least 1"),
+        ({"gpu_memory": 1.5}, "--gpu-memory must be above 0 and at most 1, not 1.5"),
         ({"ttft": 0.0}, "--ttft must be a number of seconds above 0"),
         ({"tpot": float("nan")}, "--tpot must be a number of seconds above 0"),
         ({"drain_timeout": -1.0}, "--drain-timeout must be a number of seconds, 0 or more"),
@@ -133,6 +138,7 @@ def test_values_that_make_no_sense(fields: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--gpu-memory", "90"], "'90' is no share: write a number above 0 and at most 1, such as 0.9"),
         (["--kv-memory", "lots"], "'lots' is no size above 0: write 2GiB"),
         (["--kv-memory", "0"], "'0' is no size above 0"),
         (["--port", "http"], "'http' is no whole number"),

@@ -1,8 +1,8 @@
 """A GPU that isn't there: kernels are compiled for it, to machine code, and their launches do nothing.
 
 `pretend` lets the very functions that production calls run on CPU tensors: what Triton specialises a kernel on, its
-constants, its alignments, comes from the real call. What is learnt of each kernel is what the assembler says of the
-cubin: registers, spilled bytes, shared memory. Must run in a process that doesn't interpret.
+constants, its alignments, comes from the real call. What is learnt of each kernel is what the machine code says:
+registers, spilled bytes, shared memory. Must run in a process that doesn't interpret.
 """
 
 import re
@@ -39,11 +39,20 @@ class Resources:
         return asdict(self)
 
 
+# Every kernel that was compiled; its place in the list is what Triton takes for the function's address. Triton keeps
+# kernels for as long as the process lives, longer than a driver is installed.
+_kernels: list[Resources] = []
+
+
 class FakeDriver:
-    """What Triton's run time asks of a driver."""
+    """What Triton's run time asks of a driver.
+
+    ``compiled`` are the kernels that were compiled while it was installed, ``launched`` those that were launched.
+    """
 
     def __init__(self, arch: int) -> None:
         self.compiled: list[Resources] = []
+        self.launched: list[Resources] = []
         self._arch = arch
         self.utils = SimpleNamespace(
             load_binary=self._load,
@@ -57,7 +66,11 @@ class FakeDriver:
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         self._warps = metadata.num_warps
-        return lambda *args: None
+
+        def launch(x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
+            driver.active.launched.append(_kernels[function])
+
+        return launch
 
     def get_current_device(self) -> int:
         return self._arch  # what is compiled is kept by device
@@ -76,9 +89,10 @@ class FakeDriver:
         return True
 
     def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
-        registers, stack = _usage(cubin)
-        self.compiled.append(Resources(name, registers, stack, shared, self._warps))
-        return 1, 1, registers, stack // 4, 1024
+        registers, spilled = _usage(cubin)
+        _kernels.append(Resources(name, registers, spilled, shared, self._warps))
+        self.compiled.append(_kernels[-1])
+        return 1, len(_kernels) - 1, registers, spilled // 4, 1024
 
 
 @contextmanager
@@ -93,13 +107,18 @@ def pretend(arch: int) -> Iterator[FakeDriver]:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack, which is where spilled registers go, of each thread."""
+    """Registers of each thread, and the bytes of its stack, which is where spilled registers go."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [_OBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    assert found is not None, text
-    return int(found[1]), int(found[2])
+        text = _objdump("-res-usage", file.name)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+        assert found is not None, text
+        registers, stack = int(found[1]), int(found[2])
+        # A stack that nothing is stored to is a called function's: no register was spilled.
+        spilled = stack if stack and re.search(r"\bSTL\b", _objdump("-sass", file.name)) else 0
+    return registers, spilled
+
+
+def _objdump(option: str, path: str) -> str:
+    return subprocess.run([_OBJDUMP, option, path], capture_output=True, text=True, check=True).stdout

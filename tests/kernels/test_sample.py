@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from kernels.logits import BLOCK
 from kernels.sample import Samples, SamplingBatch, numba, reference, sample
 from tests.kernels.compare import both_dtypes
 
@@ -36,17 +37,18 @@ def rows(count: int, **changes: torch.Tensor) -> SamplingBatch:
         mask=torch.empty(0, 0, dtype=torch.int32),
         mask_row=torch.full((count,), -1, dtype=torch.int32),
         top=torch.zeros(count, dtype=torch.int32),
+        width=0,
     )
-    return replace(plain, **changes)
+    return replace(plain, **changes, width=max(changes.get("top", plain.top).tolist()))
 
 
 def only(batch: SamplingBatch, row: int) -> SamplingBatch:
     """One row of a batch, with the whole of ``mask``."""
     begin, end = batch.edit_starts[row : row + 2].tolist()
-    values = {field.name: getattr(batch, field.name)[row : row + 1] for field in fields(batch)}
+    values = {field.name: getattr(batch, field.name)[row : row + 1] for field in fields(batch) if field.name != "width"}
     for name in ("edited", "edit_scale", "edit_offset"):
         values[name] = getattr(batch, name)[begin:end]
-    return SamplingBatch(**{**values, "edit_starts": int32([0, end - begin]), "mask": batch.mask})
+    return SamplingBatch(**{**values, "edit_starts": int32([0, end - begin]), "mask": batch.mask, "width": batch.width})
 
 
 def int32(values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
@@ -132,6 +134,11 @@ def test_ties_are_treated_alike(
     assert_same(logits, batch)
 
 
+def test_a_block_is_a_chunk() -> None:
+    """What the normaliser's pass leaves of blocks is used as the chunks' masses."""
+    assert BLOCK == reference.CHUNK
+
+
 @both_dtypes
 def test_a_row_draws_the_same_token_in_any_batch(dtype: torch.dtype) -> None:
     logits, batch = reference.inputs(12, 331, dtype, 77)
@@ -155,6 +162,49 @@ def test_frequencies_are_the_probabilities() -> None:
     drawn = torch.bincount(sample(logits, rows(count)).tokens, minlength=5) / count
     # Four standard deviations of the largest share.
     torch.testing.assert_close(drawn, probabilities, rtol=0, atol=4 * (0.25 / count) ** 0.5)
+
+
+FILTERS: Final[tuple[dict[str, float], ...]] = (
+    {},
+    {"top_k": 150},
+    {"top_p": 0.8},
+    {"min_p": 0.02},
+    {"top_k": 200, "top_p": 0.9},
+)
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=lambda filters: " ".join(filters) or "none")
+def test_frequencies_over_several_chunks_are_the_probabilities(filters: dict[str, float]) -> None:
+    """A chi-square test: three chunks of ids and part of one, that weigh differently and have tokens which do."""
+    count, vocabulary = 40_000, 3 * reference.CHUNK + 47
+    draw = torch.Generator().manual_seed(11)
+    logits = 1.5 * torch.randn(vocabulary, generator=draw) + torch.arange(vocabulary) // reference.CHUNK / 3
+    plain = rows(count, temperature=torch.full((count,), 1.3))
+    changed = {name: torch.full_like(getattr(plain, name), value) for name, value in filters.items()}
+    batch = replace(plain, **changed, width=plain.width)
+    expected = count * allowed_by(logits / 1.3, **filters)
+    drawn = torch.bincount(sample(logits.repeat(count, 1), batch).tokens, minlength=vocabulary)
+    assert drawn[expected == 0].sum() == 0
+    # Rare tokens are counted as one.
+    often = expected >= 5
+    pairs = [(drawn[often], expected[often])]
+    if (rest := expected[~often].sum()) > 0:
+        pairs.append((drawn[~often].sum()[None], rest[None]))
+    distance = sum(float(((seen - wanted) ** 2 / wanted).sum()) for seen, wanted in pairs)
+    freedom = int(often.sum())
+    # Five standard deviations of the chi-square distribution.
+    assert distance < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def allowed_by(z: torch.Tensor, top_k: float = 0, top_p: float = 1, min_p: float = 0) -> torch.Tensor:
+    """The probabilities that filters leave, the plain way: by a sort."""
+    order = z.double().sort(descending=True)
+    left = order.values.softmax(-1)
+    if top_k:
+        left[int(top_k) :] = 0
+    left = torch.where(left.cumsum(-1) - left < top_p * left.sum(), left, 0)
+    left = torch.where(left >= min_p * left[0], left, 0)
+    return torch.empty_like(left).index_copy_(0, order.indices, left / left.sum())
 
 
 def test_positions_of_one_seed_are_independent() -> None:
@@ -280,7 +330,7 @@ def test_filters_count_only_what_the_mask_left(changes: dict[str, float]) -> Non
     logits[:, :3] = torch.tensor([-9.0, -9.5, -30.0])
     plain = rows(500, mask=masks_of(torch.arange(431)[None] < 3), mask_row=torch.zeros(500, dtype=torch.int32))
     changed = {name: torch.full_like(getattr(plain, name), value) for name, value in changes.items()}
-    drawn = set(assert_same(logits, replace(plain, **changed)).tokens.tolist())
+    drawn = set(assert_same(logits, replace(plain, **changed, width=plain.width)).tokens.tolist())
     assert drawn == ({0} if "top_p" in changes else {0, 1})
 
 
@@ -339,7 +389,7 @@ def test_broken_logits_stay_inside_the_vocabulary_and_the_mask(changes: dict[str
     masks = masks_of(torch.arange(300)[None] % 7 == 0)
     plain = rows(5, mask=masks, mask_row=int32([0, 0, -1, -1, 0]), top=int32([3] * 5))
     changed = {name: torch.full_like(getattr(plain, name), value) for name, value in changes.items()}
-    drawn = numba.sample(logits, replace(plain, **changed)).tokens.tolist()
+    drawn = numba.sample(logits, replace(plain, **changed, width=plain.width)).tokens.tolist()
     assert drawn[0] in range(0, 300, 7)
     assert drawn[1:] == [7, 7, -1, -1]
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scheduler.batch import Plan, Request, Scheduler, SchedulerConfig
 from scheduler.blocks import BlockPool
+from scheduler.request import PENDING
 from scheduler.steptime import Coefficients, StepTime
 from tests.scheduler.simulation import seconds_of
 
@@ -24,10 +25,14 @@ Written = tuple[str, str, tuple[int, ...]]
 
 
 class Echo:
-    """Executes plans on a shadow of the KV pool; a drawn token is a checksum of all that the request attended to."""
+    """Executes plans on a shadow of the KV pool; a drawn token is a checksum of all that the request attended to.
+
+    As a device does, it knows the token that it drew last for each request, also where the scheduler doesn't yet.
+    """
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self.size = block_size
+        self.last: dict[int, int] = {}
         self.kv: list[list[Written | None]] = [[None] * block_size for _ in range(blocks)]
 
     def execute(self, plan: Plan[Request]) -> list[int]:
@@ -36,17 +41,21 @@ class Echo:
         assert len({piece.request.uid for piece in plan.slices}) == len(plan.slices), "two slices of one request"
         for request, start, count, samples in plan.slices:
             assert count > 0 and start == request.computed, "a slice leaves a gap or repeats"
-            assert start + count <= len(request.tokens)
-            assert samples == (start + count == len(request.tokens))
+            tokens = request.tokens.copy()
+            if tokens[-1] == PENDING:
+                tokens[-1] = self.last[request.uid]
+            assert start + count <= len(tokens)
+            assert samples == (start + count == len(tokens))
             for position in range(start + count):
-                expected = (request.adapter, request.salt, tuple(request.tokens[: position + 1]))
+                expected = (request.adapter, request.salt, tuple(tokens[: position + 1]))
                 block = self.kv[request.blocks[position // self.size]]
                 if position < start:
                     assert block[position % self.size] == expected, "the KV of an earlier token isn't its own"
                 else:
                     block[position % self.size] = expected
             if samples:
-                drawn.append(answer(request.tokens, request.salt, request.adapter))
+                drawn.append(answer(tokens, request.salt, request.adapter))
+                self.last[request.uid] = drawn[-1]
         return drawn
 
 
@@ -290,9 +299,13 @@ def test_the_same_arrivals_give_the_same_plans(flags: dict[str, Any], seed: int)
     assert run() == run()
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=("in-turn", "ahead"))
 @pytest.mark.parametrize("seed", range(40))
-def test_a_crowd_on_a_tiny_pool(seed: int) -> None:
-    """Denser than the state machine: always more requests than fit, cancels among them, preemptions for certain."""
+def test_a_crowd_on_a_tiny_pool(seed: int, ahead: bool) -> None:
+    """Denser than the state machine: always more requests than fit, cancels among them, preemptions for certain.
+
+    ``ahead``: each step is planned while the one before is under way, and some can't be executed at all.
+    """
     rng = random.Random(seed)
     size = rng.choice([1, 2, 4])
     blocks = rng.randrange(40, 60) // size + 1
@@ -302,7 +315,8 @@ def test_a_crowd_on_a_tiny_pool(seed: int) -> None:
     echo = Echo(blocks, size)
     requests: list[Request] = []
     prompts: list[list[int]] = []
-    now, preemptions = 0.0, 0
+    now, preemptions, retreats = 0.0, 0, 0
+    under_way: tuple[Plan[Request], list[int]] | None = None
     for _ in range(3000):
         if len(requests) < 60 and scheduler.load(now).waiting < 8:
             prompt = [rng.randrange(3)] * rng.randrange(10) + [rng.randrange(2) for _ in range(rng.randrange(1, 14))]
@@ -323,17 +337,29 @@ def test_a_crowd_on_a_tiny_pool(seed: int) -> None:
             prompts.append(prompt)
             scheduler.add(request, now)
         plan = scheduler.schedule(now)
-        assert bool(plan.slices) == scheduler.busy
-        if not scheduler.busy:
+        assert plan.slices or under_way or not scheduler.busy, "live requests, and no progress"
+        if not scheduler.busy and not under_way:
             break
         scheduler.check_integrity()
         preemptions += len(plan.preempted)
-        drawn = echo.execute(plan)
+        fails = ahead and rng.random() < 0.02
+        drawn = [] if fails else echo.execute(plan)
         if rng.random() < 0.02:
             scheduler.abort(rng.choice(requests).uid)
-        seconds = seconds_of(plan.work) * rng.uniform(0.8, 1.3)
-        now += seconds
-        scheduler.commit(plan, drawn, now, seconds)
+        now += seconds_of(plan.work) * rng.uniform(0.8, 1.3)
+        if under_way:
+            scheduler.commit(*under_way, now, 0.01)
+            scheduler.check_integrity()
+            under_way = None
+        if fails:
+            before = scheduler.load(now).preemptions_total
+            scheduler.retreat(plan)
+            retreats += scheduler.load(now).preemptions_total - before
+        elif ahead and plan.slices:
+            scheduler.advance(plan)
+            under_way = (plan, drawn)
+        else:
+            scheduler.commit(plan, drawn, now, 0.01)
         scheduler.check_integrity()
     assert not scheduler.busy and len(requests) == 60
     assert scheduler.pool.used == 0
@@ -341,4 +367,5 @@ def test_a_crowd_on_a_tiny_pool(seed: int) -> None:
     assert len(finished) > 40
     for request, prompt in finished:
         assert request.tokens == expected_tokens(request, prompt)
-    assert preemptions == scheduler.load(now).preemptions_total > 0
+    assert preemptions + retreats == scheduler.load(now).preemptions_total > 0
+    assert all(PENDING not in request.tokens for request in requests)

@@ -189,7 +189,7 @@ def test_pauses_double_up_to_a_limit_and_start_over() -> None:
 def test_the_command_says_what_is_set_and_nothing_else() -> None:
     parent = ["--parent-pid", str(os.getpid())]
     start = [sys.executable, "-P", "-m", "engine"]
-    auto = ["--device", "auto", "--dtype", "auto", "--quantization", "none"]
+    auto = ["--device", "auto", "--dtype", "auto", "--quantization", "none", "--kv-dtype", "auto"]
     assert worker_command(Settings(), "unix:/w") == [*start, "--listen", "unix:/w", *parent, *auto]
     everything = Settings(
         model="m",
@@ -199,7 +199,9 @@ def test_the_command_says_what_is_set_and_nothing_else() -> None:
         quantization="int8",
         max_model_len=1,
         max_running=2,
+        kv_dtype="fp8",
         kv_memory=3,
+        gpu_memory=0.8,
         block_size=4,
         threads=5,
         ttft=0.5,
@@ -210,8 +212,8 @@ def test_the_command_says_what_is_set_and_nothing_else() -> None:
     said = " ".join(worker_command(everything, "unix:/w")[len(start) :])
     assert said == (
         f"m --listen unix:/w --parent-pid {os.getpid()} --name n --device cpu --dtype float32 "
-        "--quantization int8 --max-model-len 1 --max-running 2 --kv-memory 3 --block-size 4 --threads 5 "
-        "--ttft 0.5 --tpot 0.25 --kv-events tcp://127.0.0.1:1 --kv-replay tcp://127.0.0.1:2"
+        "--quantization int8 --kv-dtype fp8 --max-model-len 1 --max-running 2 --kv-memory 3 --gpu-memory 0.8 "
+        "--block-size 4 --threads 5 --ttft 0.5 --tpot 0.25 --kv-events tcp://127.0.0.1:1 --kv-replay tcp://127.0.0.1:2"
     )
 
 
