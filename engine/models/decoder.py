@@ -86,6 +86,8 @@ class Decoder:
 
     def _in_one_call(self, caches: list[LayerCache]) -> Layers | None:
         """The layers as one compiled function, where they can be that."""
+        if self.device.type != "cpu":
+            return None
         if self._compiled is None or self._compiled[0] is not caches:
             possible = Layers.possible(self._layers, caches)
             parts = self._embedding, self._layers, caches, self._rope, self.config.rms_norm_eps
