@@ -37,6 +37,11 @@ COMMANDS = {
         "Run one worker: one process, one model, one device. `penstock serve` starts its own; this is for another "
         "supervisor.",
     ),
+    "bench": Command(
+        "bench.cli",
+        "measure an endpoint under load, or simulate one",
+        "Load tests: put load on any OpenAI-compatible endpoint, compare two runs, or simulate a fleet.",
+    ),
 }
 
 

@@ -219,6 +219,8 @@ def _kv_dtype(options: WorkerOptions, dtype: torch.dtype, device: torch.device) 
     """What keys and values are kept in."""
     if options.kv_dtype == "auto":
         return dtype
+    if device.type == "cpu":
+        raise ValueError("--kv-dtype fp8 is for GPUs: leave it out")
     if fault := quantization_fault("fp8", device):
         raise ValueError(f"--kv-dtype {fault}")
     return torch.float8_e4m3fn

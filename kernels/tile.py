@@ -10,8 +10,8 @@ from typing import Final
 # Multiplications and additions may be fused; Triton 3.9 warns where nobody says so.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
+import triton
+import triton.language as tl
 
 INTERPRETED: Final = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 # exp(x) = exp2(x * LOG2E): the GPU has exp2 in hardware.

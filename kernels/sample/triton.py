@@ -203,7 +203,7 @@ def _finish(
         logprob = tl.load(source + token).to(tl.float32) - top - log_sum
     tl.store(tokens + row, token.to(tl.int64))
     tl.store(logprobs + row, logprob)
-    count = tl.load(wanted + row)
+    count = tl.minimum(tl.load(wanted + row), width)
     if width > 0:
         peaks = tl.load(raw_best + row * chunks + numbers, inside, float("-inf"))
         top_tokens += row * width

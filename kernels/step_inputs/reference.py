@@ -44,8 +44,9 @@ class StepBuffers:
     """What `prepare` writes, for S sequences and T tokens.
 
     ``token_ids``, ``positions`` [T] int32 and ``slots`` [T] int64 are a decoder's; ``context_lengths`` [S] int32 and
-    ``block_tables`` [S, M] int32 (as far as the context goes) attention's; ``sampled`` [S] int64 is each sequence's last
-    token among the T, ``owners`` [S] int64 the row it came from. The rest [S] are a sampler's, as in `SamplingBatch`.
+    ``block_tables`` [S, M] int32 (as far as the context goes) attention's; ``sampled`` [S] int64 is each sequence's
+    last token among the T, ``owners`` [S] int64 the row it came from. The rest [S] are a sampler's, as in
+    `SamplingBatch`.
     """
 
     token_ids: torch.Tensor

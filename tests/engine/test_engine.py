@@ -133,3 +133,8 @@ def test_embeddings_come_beside_the_tokens_of_others(engine: Engine) -> None:
     assert ([made.job.uid for made in outcome.drawn], outcome.embedded) == ([2], [ours])
     assert ours.pooler is not None and len(ours.pooler.result()) == 4 * engine.config.hidden_size
     engine.abort(2)
+
+
+def test_a_cache_of_float8_is_for_gpus(folder: Path) -> None:
+    with pytest.raises(ValueError, match="--kv-dtype fp8 is for GPUs: leave it out"):
+        Engine.build(options(folder, device="cpu", kv_dtype="fp8"), silent)
