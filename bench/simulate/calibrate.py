@@ -1,0 +1,167 @@
+"""How fast is this worker, as a formula? Fits `machines.Machine` to a log of measured steps.
+
+A log is JSON lines, one a step: what it did (the four numbers of `scheduler.steptime.Work`) and how long it took. The
+fit is the best one with no negative coefficient: there are so few that all sets of positive ones can be tried
+(Lawson and Hanson, Solving Least Squares Problems, chapter 23, asks for no more). Errors count relative to what is
+predicted, so that short steps are fitted as well as long ones.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.simulate.machines import Machine
+from scheduler.steptime import Work
+
+_KNEES: Final = (0, 4, 8, 16, 32, 64, 128, 256)
+_ROUNDS: Final = 3
+_HELD_OUT: Final = 5  # one step in so many judges the fit and has no part in it
+_FEWEST: Final = 50
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A measured step; ``attended`` is `Work.pairs`, ``seconds`` how long it took."""
+
+    tokens: int
+    context: int
+    attended: int
+    requests: int
+    seconds: float
+
+    @property
+    def work(self) -> Work:
+        """What it did."""
+        return Work(self.tokens, self.context, self.attended, self.requests)
+
+
+class Fit(NamedTuple):
+    """A machine, and how it does on steps held out: the median and the 90th percentile of its relative errors, and what
+    it says of their whole time, over the truth."""
+
+    machine: Machine
+    median_error: float
+    p90_error: float
+    total: float
+    steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps:,} steps; held out: median error {self.median_error:.1%}, p90 {self.p90_error:.1%}, "
+            f"whole time {self.total - 1:+.1%}"
+        )
+
+
+def read_log(path: Path) -> list[Step]:
+    """The steps of a log.
+
+    Raises:
+        ValueError: a line is none; it says which.
+    """
+    decoder = msgspec.json.Decoder(Step)
+    steps = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            steps.append(decoder.decode(line))
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"{path}:{number}: no step: {error}") from error
+    return steps
+
+
+def write_log(path: Path, steps: Iterable[Step]) -> None:
+    """Write steps as JSON lines."""
+    path.write_bytes(b"".join(msgspec.json.encode(step) + b"\n" for step in steps))
+
+
+def fit(steps: Sequence[Step], name: str, kv_tokens: int, *, ahead: bool = False) -> Fit:
+    """The machine that took these steps.
+
+    Raises:
+        ValueError: there are too few steps to tell.
+    """
+    steps = [step for step in steps if step.seconds > 0 and step.requests]
+    if len(steps) < _FEWEST:
+        raise ValueError(f"{len(steps)} steps can't be fitted: at least {_FEWEST} are needed")
+    judges = steps[::_HELD_OUT]
+    learnt = [step for place, step in enumerate(steps) if place % _HELD_OUT]
+    machine = _machine(learnt, name, kv_tokens, ahead)
+    predicted = np.array([machine.seconds(step.work) for step in judges])
+    truth = np.array([step.seconds for step in judges])
+    errors = np.abs(predicted / truth - 1)
+    return Fit(
+        _machine(steps, name, kv_tokens, ahead),
+        median_error=float(np.median(errors)),
+        p90_error=float(np.quantile(errors, 0.9)),
+        total=float(predicted.sum() / truth.sum()),
+        steps=len(steps),
+    )
+
+
+def _machine(steps: Sequence[Step], name: str, kv_tokens: int, ahead: bool) -> Machine:
+    rows = np.array([(1, step.tokens, step.context, step.attended, step.requests) for step in steps], float)
+    seconds = np.array([step.seconds for step in steps])
+    best: tuple[float, int, NDArray[np.float64]] | None = None
+    for knee in _KNEES:
+        columns = np.column_stack([rows, np.maximum(0.0, rows[:, 1] - knee)]) if knee else rows
+        loss, found = _solve(columns, seconds)
+        # A knee has to be worth its while.
+        if best is None or loss < 0.98 * best[0]:
+            best = loss, knee, found
+    assert best is not None
+    _, knee, found = best
+    step, token, context, pair, request, *beyond = map(float, found)
+    machine = Machine(
+        name=name,
+        step=step,
+        token=token,
+        context=context,
+        pair=pair,
+        request=request,
+        knee=float(knee),
+        beyond=beyond[0] if beyond else 0.0,
+        kv_tokens=kv_tokens,
+        ahead=ahead,
+        source=f"fitted to {len(steps)} measured steps",
+    )
+    logs = np.log(seconds / [machine.seconds(step.work) for step in steps])
+    # The usual spread: 1.4826 medians are a standard deviation, and a stall is no jitter.
+    jitter = 1.4826 * float(np.median(np.abs(logs - np.median(logs))))
+    return msgspec.structs.replace(machine, jitter=jitter)
+
+
+def _solve(columns: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """The best non-negative coefficients, and their loss: the mean squared relative error."""
+    scale = np.maximum(np.abs(columns).max(axis=0), 1e-12)
+    scaled = columns / scale
+    expected = seconds.copy()
+    found = np.zeros(scaled.shape[1])
+    loss = np.inf
+    for _ in range(_ROUNDS):
+        weighted, wanted = scaled / expected[:, None], seconds / expected
+        gram, right = weighted.T @ weighted, weighted.T @ wanted
+        found = _best_subset(gram, right)
+        loss = float(np.mean((weighted @ found - wanted) ** 2))
+        # By what is predicted, not by what was measured: that would favour steps that happened to be short.
+        expected = np.maximum(scaled @ found, 0.2 * seconds.min())
+    return loss, found / scale
+
+
+def _best_subset(gram: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of all sets of coefficients that may be above 0, the solution of the best that has none below."""
+    size = len(right)
+    best, lowest = np.zeros(size), 0.0
+    for chosen in product((False, True), repeat=size):
+        mask = np.array(chosen)
+        if not mask.any():
+            continue
+        part = np.linalg.lstsq(gram[np.ix_(mask, mask)], right[mask], rcond=1e-12)[0]
+        # The quadratic form without its constant.
+        value = float(part @ gram[np.ix_(mask, mask)] @ part - 2 * right[mask] @ part)
+        if part.min() >= 0 and value < lowest:
+            best, lowest = np.zeros(size), value
+            best[mask] = part
+    return best
