@@ -17,6 +17,7 @@ import numpy as np
 from bench.load.arrivals import OpenLoop, Stretch, parse_arrivals
 from bench.load.lengths import parse_distribution
 from bench.load.records import Record
+from bench.load.summary import Slo
 from bench.load.workload import Load, Outline, Synthetic, Trace
 from bench.simulate.fleet import Fleet
 from bench.simulate.machines import Machine
@@ -29,6 +30,7 @@ from scheduler.steptime import Work
 
 TTFT: Final = 1.0
 TPOT: Final = 0.05
+SLO: Final = Slo(ttft=TTFT, tpot=TPOT)
 _FACTOR: Final = 1.12  # from one rate to the next
 _NEARER: Final = (0.94, 0.97, 1.03, 1.06)
 _WORSE: Final = 0.85  # of the best goodput: the search stops when two rates in a row are below
@@ -178,9 +180,9 @@ class Judge:
             crowd = Crowd(seed=self.seed, base=base, rates=rates, seconds=seconds)
             records, extras = self._run(name, crowd, fair=True)
             others = [record for record in records if record.group != "tenant 0"]
-            p99s.append(float(np.percentile([record.ttft or 0.0 for record in others], 99)))
+            p99s.append(float(np.percentile([record.ttft for record in others if record.ttft is not None], 99)))
             gap = extras.service_gap or 0.0
-            kept = sum(map(keeps, others)) / len(others)
+            kept = sum(map(SLO.met, others)) / len(others)
         return Tenancy(name, p99s[0], p99s[1], gap, kept)
 
     def _run(self, name: str, load: Load, fair: bool) -> tuple[list[Record], Extras]:
@@ -195,19 +197,15 @@ class Judge:
         fleet = Fleet(setting, 1, RoundRobin(), tenant_of=lambda outline: outline.group if fair else "")
         records: list[Record] = []
         extras = fleet.run(load, records.append)
-        return [record for record in records if record.outcome == "ok"], extras
-
-
-def keeps(record: Record) -> bool:
-    """Whether a request keeps both objectives."""
-    return record.ttft is not None and record.ttft <= TTFT and (record.tpot or 0.0) <= TPOT
+        return records, extras
 
 
 def point_of(records: Sequence[Record], extras: Extras, rate: float) -> Point:
     """The figures of one run."""
     seconds = max(record.at for record in records)
-    met = sum(map(keeps, records))
-    ttfts = [record.ttft or 0.0 for record in records]
+    met = sum(map(SLO.met, records))
+    answered = [record for record in records if record.outcome == "ok"]
+    ttfts = [record.ttft or 0.0 for record in answered]
     tokens = sum(record.output_tokens for record in records if record.end <= seconds)
     return Point(
         rate=rate,
@@ -215,7 +213,7 @@ def point_of(records: Sequence[Record], extras: Extras, rate: float) -> Point:
         kept=met / len(records),
         ttft_p50=float(np.percentile(ttfts, 50)),
         ttft_p99=float(np.percentile(ttfts, 99)),
-        tpot_p99=float(np.percentile([record.tpot or 0.0 for record in records], 99)),
+        tpot_p99=float(np.percentile([record.tpot or 0.0 for record in answered], 99)),
         tokens=tokens / seconds,
         hit_rate=extras.hit_rate,
         preemptions=extras.preemptions,

@@ -6,12 +6,44 @@ that an interpreted kernel may be held to the last bit.
 """
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+COMPILING = pytest.StashKey[subprocess.Popen[bytes]]()
+CACHE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to compile all kernels, a minute's work, where a test will ask for it: other tests leave a core idle."""
+    wanted = any(item.path.name == "test_gpu_resources.py" for item in session.items)
+    if not wanted or session.config.option.collectonly:
+        return
+    # An empty cache: what was compiled before would not be compiled now.
+    cache = session.config.stash[CACHE] = tempfile.TemporaryDirectory()
+    with Path(cache.name, "out").open("wb") as out, Path(cache.name, "err").open("wb") as err:
+        session.config.stash[COMPILING] = subprocess.Popen(
+            ["nice", "-n", "19", sys.executable, "-m", "tests.kernels.gpu_resources"],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"TRITON_CACHE_DIR": str(Path(cache.name, "triton"))},
+            stdout=out,
+            stderr=err,
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Whoever interrupts the tests doesn't wait for the compiler."""
+    if COMPILING in config.stash:
+        config.stash[COMPILING].kill()
+        config.stash[COMPILING].wait()
+        config.stash[CACHE].cleanup()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,18 +5,21 @@ from pathlib import Path
 import pytest
 
 from bench.load.records import Record
-from bench.simulate.figures import Crowd, Judge, Source, keeps, page, run_case, sources
+from bench.simulate.figures import Crowd, Judge, Source, page, point_of, run_case, sources
 from bench.simulate.machines import find
-from tests.bench.simulate.loads import MACHINE, chats
+from tests.bench.simulate.loads import MACHINE, chats, simulate
 
 JUDGE = Judge(MACHINE, block_size=16, max_tokens=64)
 
 
-def test_a_request_keeps_both_objectives_or_neither_counts() -> None:
-    record = Record(index=0, at=1.0, outcome="ok", end=3.0, first=1.9, last=2.8, output_tokens=21)
-    assert keeps(record)
-    assert not keeps(Record(index=0, at=1.0, outcome="ok", end=3.0, first=2.1, last=2.2, output_tokens=21))
-    assert not keeps(Record(index=0, at=1.0, outcome="ok", end=3.0, first=1.9, last=3.0, output_tokens=21))
+def test_a_request_that_failed_counts_against_goodput() -> None:
+    good = Record(index=0, at=1.0, outcome="ok", end=3.0, first=1.9, last=2.8, output_tokens=21)
+    slow = Record(index=1, at=2.0, outcome="ok", end=5.0, first=2.1, last=4.0, output_tokens=21)
+    failed = Record(index=2, at=4.0, outcome="failed", end=4.0)
+    _, extras, _ = simulate(chats(requests=5))
+    point = point_of([good, slow, failed], extras, 1.0)
+    assert (point.goodput, point.kept) == (0.25, 1 / 3)
+    assert point.ttft_p99 == pytest.approx(0.9, rel=0.01) and point.tpot_p99 == pytest.approx(0.095, rel=0.01)
 
 
 def test_the_greedy_tenant_sends_what_it_should() -> None:
