@@ -7,7 +7,7 @@ from tests.fuzz import fuzz
 
 @pytest.mark.slow
 def test_no_body_breaks_the_server() -> None:
-    report = fuzz(1500, chance=7, growth=150)
+    report = fuzz(800, chance=7, growth=150)
     assert not report.faults and not report.leaks, str(report)
-    assert report.sent == 1500
-    assert report.statuses[200] > 50 and report.statuses[400] > 500
+    assert report.sent == 800
+    assert report.statuses[200] > 25 and report.statuses[400] > 250

@@ -270,7 +270,7 @@ class AnythingGoes(RuleBasedStateMachine):
 
 TestAnythingGoes = AnythingGoes.TestCase
 TestAnythingGoes.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 
