@@ -52,7 +52,8 @@ class Stretch:
             return requests / self.start
         slope = (self.end - self.start) / self.seconds
         # The usual formula's other half: it has no difference of nearly equal numbers where the slope is small.
-        seconds = 2 * requests / (self.start + math.sqrt(max(0.0, self.start**2 + 2 * slope * requests)))
+        rate = self.start + math.sqrt(max(0.0, self.start**2 + 2 * slope * requests))
+        seconds = 2 * requests / rate if rate else 0.0
         return min(seconds, self.seconds)
 
 
