@@ -18,7 +18,7 @@ from transformers import (
 
 from kernels.logits import BLOCK
 from kernels.sample import Samples, SamplingBatch, numba, reference, sample
-from tests.kernels.compare import both_dtypes
+from tests.kernels.compare import assert_same_samples, both_dtypes
 
 
 def rows(count: int, **changes: torch.Tensor) -> SamplingBatch:
@@ -67,12 +67,7 @@ def assert_same(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     before = logits.clone()
     actual, expected = numba.sample(logits, batch), reference.sample(logits, batch)
     assert torch.equal(logits, before)
-    assert actual.tokens.tolist() == expected.tokens.tolist()
-    assert actual.top_tokens.tolist() == expected.top_tokens.tolist()
-    atol = reference.LOGPROB_TOLERANCE
-    torch.testing.assert_close(actual.logprobs, expected.logprobs, rtol=1e-5, atol=atol)
-    torch.testing.assert_close(actual.entropies, expected.entropies, rtol=1e-4, atol=atol)
-    torch.testing.assert_close(actual.top_logprobs, expected.top_logprobs, rtol=1e-5, atol=atol)
+    assert_same_samples(actual, expected)
     return actual
 
 
