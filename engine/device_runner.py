@@ -113,7 +113,7 @@ class DeviceRunner(Runner):
         self._state = RequestState(state, torch.zeros(len(state), dtype=torch.int64, device=device), block_size)
         tokens = max([limits.max_batch_tokens, *(shape.tokens for shape in self._shapes)])
         self._buffers = StepBuffers.empty(most + 1, tokens, width, device)
-        self._inbox = torch.zeros(3 * (most + 1) + 1 + tokens, dtype=torch.int32, device=device)
+        self._inbox = torch.zeros(_length(Shape(tokens, most + 1)), dtype=torch.int32, device=device)
         self._last_rows = torch.zeros(most + 1, config.hidden_size, dtype=model.dtype, device=device)
         self._nothing = _no_edits(most + 1, config.vocab_size, device)
 
@@ -172,7 +172,7 @@ class DeviceRunner(Runner):
         limits, count = self._limits, self._limits.max_running + 1
         share = min(-(-limits.max_batch_tokens // count), limits.max_model_len)
         shape = Shape(min(limits.max_batch_tokens, share * count), count)
-        message = np.zeros(3 * shape.sequences + 1 + shape.tokens, np.int32)
+        message = np.zeros(_length(shape), np.int32)
         rows, _, query_starts, _ = _parts(message, shape)
         rows[:] = self._rows.padding
         query_starts[:] = np.minimum(np.arange(shape.sequences + 1) * share, shape.tokens)
@@ -213,7 +213,7 @@ class DeviceRunner(Runner):
 
     def _send(self, slices: Sequence[Slice[Job]], rows: Sequence[int], shape: Shape, updates: Updates) -> np.ndarray:
         """Tell the device what the step consists of; where each of its sequences begins."""
-        message = np.zeros(3 * shape.sequences + 1 + shape.tokens, np.int32)
+        message = np.zeros(_length(shape), np.int32)
         own_rows, starts, query_starts, token_ids = _parts(message, shape)
         real = len(slices)
         own_rows[:real] = rows
@@ -236,7 +236,7 @@ class DeviceRunner(Runner):
 
     def _body(self, shape: Shape) -> torch.Tensor:
         """Make the step's inputs and run the layers, over what was sent last: all hidden states [T, hidden]."""
-        parts = _parts(self._inbox[: 3 * shape.sequences + 1 + shape.tokens], shape)
+        parts = _parts(self._inbox[: _length(shape)], shape)
         request = StepRequest(*parts)
         buffers = self._buffers.first(shape.sequences, shape.tokens)
         prepare(self._state, request, buffers)
@@ -255,20 +255,16 @@ class DeviceRunner(Runner):
     def _tail(self, sequences: int, width: int) -> torch.Tensor:
         """Draw a token for each sequence: a table as `_packed` makes it."""
         own = self._buffers.first(sequences, 0)
-        nothing = self._nothing
-        batch = SamplingBatch(
+        batch = replace(
+            self._nothing,
             temperature=own.temperature,
             top_k=own.top_k,
             top_p=own.top_p,
             min_p=own.min_p,
             seed=own.seed,
             position=own.position,
-            edited=nothing.edited,
-            edit_starts=nothing.edit_starts[: sequences + 1],
-            edit_scale=nothing.edit_scale,
-            edit_offset=nothing.edit_offset,
-            mask=nothing.mask,
-            mask_row=nothing.mask_row[:sequences],
+            edit_starts=self._nothing.edit_starts[: sequences + 1],
+            mask_row=self._nothing.mask_row[:sequences],
             top=own.top,
             width=width,
         )
@@ -290,10 +286,15 @@ def step_bytes(model: Decoder, block_size: int, limits: DeviceLimits) -> int:
     return peak
 
 
+def _length(shape: Shape) -> int:
+    """Of a step's message, which has the `_parts`."""
+    return 3 * shape.sequences + 1 + shape.tokens
+
+
 def _parts(message: Array, shape: Shape) -> list[Array]:
     """A step's message as rows, starts, query starts and token ids."""
     count = shape.sequences
-    ends: list[int] = [count, 2 * count, 3 * count + 1, 3 * count + 1 + shape.tokens]
+    ends: list[int] = [count, 2 * count, 3 * count + 1, _length(shape)]
     return [message[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
 
 

@@ -7,15 +7,14 @@ ended or lost its KV. From step to step only new block ids travel: one for each 
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.job import Job
+from engine.sampler import top_k_of
 from kernels.step_inputs import PARAMETERS
 from scheduler.batch import Slice
-
-_MOST_TOP_K: Final = 2**31 - 1
 
 
 class Updates(NamedTuple):
@@ -93,4 +92,4 @@ def parameters(job: Job) -> tuple[int, ...]:
     wish = job.sampling
     bits = struct.unpack("<3i", struct.pack("<3f", wish.temperature, wish.top_p, wish.min_p))
     seed = struct.unpack("<2i", struct.pack("<Q", job.seed & 0xFFFFFFFFFFFFFFFF))
-    return (*bits, min(max(wish.top_k, 0), _MOST_TOP_K), *seed, wish.top_logprobs, 0)
+    return (*bits, top_k_of(wish), *seed, wish.top_logprobs, 0)

@@ -11,6 +11,7 @@ import torch
 from engine.constraints import StepMask
 from engine.edits import Row
 from engine.job import Job
+from engine.link import Sampling
 from kernels.sample import SamplingBatch
 
 _MOST_TOP_K: Final = 2**31 - 1
@@ -55,7 +56,7 @@ def sampling_batch(
     starts = list(accumulate((len(row.tokens) for row in edits), initial=0))
     return SamplingBatch(
         temperature=put(temperature),
-        top_k=put(np.array([min(max(wish.top_k, 0), _MOST_TOP_K) for wish in wishes], np.int32)),
+        top_k=put(np.array([top_k_of(wish) for wish in wishes], np.int32)),
         top_p=put(top_p),
         min_p=put(min_p),
         seed=put(seeds),
@@ -69,3 +70,8 @@ def sampling_batch(
         top=put(np.array(tops, np.int32)),
         width=max(tops, default=0),
     )
+
+
+def top_k_of(wish: Sampling) -> int:
+    """The top_k that a request asks for, as a kernel's int32; 0: off."""
+    return min(max(wish.top_k, 0), _MOST_TOP_K)
