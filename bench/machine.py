@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # The instruction sets that decide how fast bf16 and int8 products are.
@@ -52,6 +53,14 @@ def describe() -> Machine:
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         system=f"{platform.system()} {platform.machine()}",
     )
+
+
+def version_of(package: str) -> str:
+    """An installed package's version, or that it isn't installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ from typing import Final, NamedTuple
 
 import torch
 
+from bench.gpu.models import MODELS
+from engine.config import ModelConfig
+
 BF16: Final = torch.bfloat16
 FP8: Final = torch.float8_e4m3fn
 # Tokens of a KV block.
@@ -46,8 +49,13 @@ class Sizes(NamedTuple):
     odd: Heads
 
 
-QWEN3: Final = Dense(Heads("Qwen3-0.6B", 16, 8, 128), 1024, 3072, 151_936, True)
-LLAMA: Final = Dense(Heads("Llama-8B", 32, 8, 128), 4096, 14_336, 128_256, False)
+def _of(name: str, config: ModelConfig) -> Dense:
+    heads = Heads(name, config.num_heads, config.num_kv_heads, config.head_dim)
+    return Dense(heads, config.hidden_size, config.intermediate_size, config.vocab_size, config.qk_norm)
+
+
+QWEN3: Final = _of("Qwen3-0.6B", MODELS["qwen3-0.6b"])
+LLAMA: Final = _of("Llama-8B", MODELS["llama-3.1-8b"])
 _TOY: Final = Heads("toy", 4, 2, 16)
 FULL: Final = Sizes(
     batches=(1, 16, 64, 256),
@@ -58,7 +66,7 @@ FULL: Final = Sizes(
     tokens=(1, 256, 8192),
     products=(1, 16, 64, 256, 4096),
     models=(QWEN3, LLAMA),
-    odd=Heads("Qwen2.5-0.5B", 14, 2, 64),
+    odd=_of("Qwen2.5-0.5B", MODELS["qwen2.5-0.5b"]).heads,
 )
 QUICK: Final = Sizes(
     batches=(1, 3),

@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,7 +18,7 @@ from bench.load.live import View
 from bench.load.processes import Clients, Setup, read_parts
 from bench.load.records import RunInfo, write_line
 from bench.load.summary import Slo, Summary, as_json, as_text, summarize
-from bench.machine import CpuMeter, describe
+from bench.machine import CpuMeter, describe, version_of
 
 RECORDS: Final = "records.jsonl"
 SUMMARY: Final = "summary.json"
@@ -141,15 +140,12 @@ def _info(plan: Plan, load: workload.Load, title: str, date: str, more: dict[str
             "memory": f"{machine.memory / 2**30:.0f} GiB",
             "system": machine.system,
         },
-        versions={"penstock": _version("penstock"), "python": platform.python_version(), "uvloop": _version("uvloop")},
+        versions={
+            "penstock": version_of("penstock"),
+            "python": platform.python_version(),
+            "uvloop": version_of("uvloop"),
+        },
     )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _collect(info: RunInfo, parts: Sequence[Path], path: Path) -> None:

@@ -103,10 +103,10 @@ class Load(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthetic(Load):
-    """Requests with lengths drawn from distributions.
+class _Drawn(Load):
+    """Whatever has lengths drawn from distributions, behind ``shared`` tokens that a group has in common.
 
-    ``shared`` tokens come in front of the input in all requests of a group, which are ``groups``, each as likely.
+    The ``groups`` are each as likely.
     """
 
     arrivals: Arrivals
@@ -114,6 +114,21 @@ class Synthetic(Load):
     output: Distribution
     shared: int = 0
     groups: int = 1
+
+    def _grouping(self) -> Callable[[Outline], Outline]:
+        """What puts the shared tokens of a group, drawn anew each time, in front of a request."""
+        if not self.shared:
+            return lambda one: one
+        choose = Random(f"{self.seed}:group")
+        return lambda one: _behind(one, choose.randrange(self.groups), self.shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(_Drawn):
+    """Requests with lengths drawn from distributions.
+
+    ``shared`` tokens come in front of the input in all requests of a group, which are ``groups``, each as likely.
+    """
 
     @property
     def title(self) -> str:
@@ -124,17 +139,13 @@ class Synthetic(Load):
 
     def outlines(self) -> Iterator[Outline]:
         inputs, outputs = self.input.counts(self.seed, "input"), self.output.counts(self.seed, "output")
-        choose = Random(f"{self.seed}:group")
+        grouped = self._grouping()
         for index, at in enumerate(islice(self._times(), self.requests)):
-            one = Outline(index, at, inputs(), outputs())
-            if self.shared:
-                group = choose.randrange(self.groups)
-                one = _behind(one, group, self.shared)
-            yield one
+            yield grouped(Outline(index, at, inputs(), outputs()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversations(Load):
+class Conversations(_Drawn):
     """Conversations, which begin by ``arrivals``; each turn's question has ``input`` new tokens.
 
     ``think`` is the seconds between an answer's end and the next question. ``requests`` counts turns; the last
@@ -143,11 +154,6 @@ class Conversations(Load):
 
     turns: Distribution
     think: Distribution
-    arrivals: Arrivals
-    input: Distribution
-    output: Distribution
-    shared: int = 0
-    groups: int = 1
 
     @property
     def title(self) -> str:
@@ -160,11 +166,11 @@ class Conversations(Load):
     def _all(self) -> Iterator[Outline]:
         inputs, outputs = self.input.counts(self.seed, "input"), self.output.counts(self.seed, "output")
         turns, think = self.turns.counts(self.seed, "turns"), self.think.sampler(self.seed, "think")
-        choose = Random(f"{self.seed}:group")
+        grouped = self._grouping()
         indices = count()
         for session, at in enumerate(self._times()):
             first = Outline(next(indices), at, inputs(), outputs(), session=session)
-            yield _behind(first, choose.randrange(self.groups), self.shared) if self.shared else first
+            yield grouped(first)
             for turn in range(1, turns()):
                 after = think()
                 yield Outline(next(indices), None, inputs(), outputs(), session=session, turn=turn, after=after)

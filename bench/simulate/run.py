@@ -3,7 +3,6 @@
 import argparse
 import shutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +12,7 @@ from bench.load.measure import RECORDS, SUMMARY, TEXT
 from bench.load.records import Record, RunInfo, write_line
 from bench.load.summary import Slo, Summary, as_json, as_text, summarize
 from bench.load.workload import Load
+from bench.machine import version_of
 from bench.simulate.fleet import Fleet, Progress
 from bench.simulate.policies import PLACEMENTS
 from bench.simulate.series import Extras
@@ -92,7 +92,7 @@ def _info(args: argparse.Namespace, load: Load, setting: Setting) -> RunInfo:
         seed=args.seed,
         options=options,
         machine={name: str(value) for name, value in msgspec.structs.asdict(machine).items()},
-        versions={"penstock": _version()},
+        versions={"penstock": version_of("penstock")},
     )
 
 
@@ -106,10 +106,3 @@ def _records(path: Path) -> Iterator[Record]:
 def _with_extras(summary: bytes, extras: Extras) -> bytes:
     fields = {**msgspec.json.decode(summary), "simulation": extras}
     return msgspec.json.format(msgspec.json.encode(fields), indent=1) + b"\n"
-
-
-def _version() -> str:
-    try:
-        return version("penstock")
-    except PackageNotFoundError:
-        return "(not installed)"
