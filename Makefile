@@ -8,7 +8,7 @@ VLLM_PYTHON ?=
 LLAMACPP_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve chat test test-gpu lint typecheck unit fuzz demo-model bench-engine bench-streaming bench-accuracy bench-constrained bench-tokenize bench-batch bench-gpu clean
+.PHONY: help serve chat test test-gpu lint typecheck unit unit-edge unit-core fuzz demo-model bench-engine bench-streaming bench-accuracy bench-constrained bench-tokenize bench-batch bench-gpu clean
 
 help:  ## say what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,9 +49,16 @@ typecheck: $(VENV)/.dev  ## mypy, strict, tests included
 
 unit: $(VENV)/.dev  ## the suite alone (ARGS="tests/engine -k loader" for a part)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	@$(if $(ARGS),$(BIN)/coverage run -m pytest $(ARGS),$(MAKE) --no-print-directory --jobs=2 --output-sync=target unit-edge unit-core)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report | tail -n 40
+
+# The two halves run at the same time: one mostly waits for servers, the other computes.
+unit-edge: $(VENV)/.dev
+	$(BIN)/coverage run -m pytest tests/gateway tests/test_*.py
+
+unit-core: $(VENV)/.dev
+	$(BIN)/coverage run -m pytest tests --ignore tests/gateway --ignore-glob 'tests/test_*.py'
 
 test-gpu: $(VENV)/.dev  ## kernels, models and engine on this machine's GPU, which make test leaves alone where there is none
 	$(BIN)/python -m pytest tests/kernels tests/engine $(ARGS)
