@@ -24,7 +24,6 @@ from typing import Final
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.link import Hello
 from gateway.api.context import Context
@@ -33,6 +32,7 @@ from gateway.batches.service import Batches
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
 from gateway.fleet.worker_process import WorkerProcess, WorkerStartError, runtime_directory, worker_command
+from gateway.http_protocol import HttpProtocol
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
 from gateway.startup import display
 from gateway.telemetry.metrics import Metrics
@@ -43,7 +43,6 @@ from gateway.wire import errors
 __all__ = ["add_arguments", "run", "serve"]
 
 _BACKLOG: Final = 4096
-_MAX_HEAD: Final = 256 * 1024  # of request line and headers, in bytes, where they come in several pieces
 _KEEP_ALIVE: Final = 75  # seconds; longer than the 60 s after which load balancers commonly give a connection up
 _GRACE: Final = 2.0  # for errors to reach clients once the drain timeout is over, and for a drained worker's exit
 
@@ -98,34 +97,6 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"can't listen on {host} port {port}: {reason}; choose another with --host and --port") from error
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, except that a head has a limit, and that even what is no HTTP gets OpenAI's error object."""
-
-    _in_head = False
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD and not self.transport.is_closing():
-                self.send_400_response(f"The request's head is larger than {_MAX_HEAD // 1024} KiB.")
-
-    def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        body = errors.ApiError(400, msg, code="invalid_value").body
-        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-        self.transport.close()
 
 
 class GatewayHttpServer(uvicorn.Server):

@@ -17,7 +17,8 @@ from gateway.api.context import Context
 from gateway.app import App
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
-from gateway.server import HttpProtocol, http_config, listen
+from gateway.http_protocol import HttpProtocol
+from gateway.server import http_config, listen
 from gateway.telemetry.metrics import Metrics
 from tests.gateway.fake_worker import FakeWorker
 
