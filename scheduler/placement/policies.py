@@ -1,0 +1,111 @@
+"""What does each policy look at? A few lines each: the cost of a worker for a job, of which the smallest wins.
+
+Seconds, where a policy reckons in seconds. A worker in its slow start (weight below 1) costs as if it were that much
+busier.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from scheduler.placement.job import Job
+from scheduler.placement.worker import Worker
+
+
+class Outlook(NamedTuple):
+    """A worker seen from a job: what of it is cached there, and how long what takes.
+
+    ``hit``: tokens. ``left``: seconds of prefill that the worker has before it. ``work``: seconds that the job's own
+    prefill takes beside the worker's decodes. ``decode``: seconds by which decodes, its own and the others', will be
+    slower for it.
+    """
+
+    worker: Worker
+    hit: int
+    left: float
+    work: float
+    decode: float
+
+
+Cost = Callable[[Job, Outlook, float], float]
+"""The cost of a worker, for a job, at a price of capacity."""
+
+
+def immediate(job: Job, seen: Outlook, price: float) -> float:
+    """The wait, and the work at the price of capacity: what a hit spares is spared for everybody who comes after."""
+    return seen.left + price * seen.work + seen.decode
+
+
+def predicted_ttft(job: Job, seen: Outlook, price: float) -> float:
+    """When the first token would come, as in Mooncake (Qin et al., FAST 2025)."""
+    return seen.left + seen.work
+
+
+def prefix_load(job: Job, seen: Outlook, price: float) -> float:
+    """Prompt tokens to compute: those that wait there, and those of this job that aren't cached."""
+    return (seen.worker.unread + job.prompt_tokens - seen.hit) / seen.worker.weight
+
+
+def lmetric(job: Job, seen: Outlook, price: float) -> float:
+    """Prompt tokens to compute, times requests: no weight between the two is needed (LMetric, 2025)."""
+    return prefix_load(job, seen, price) * (seen.worker.requests + 1)
+
+
+def least_load(job: Job, seen: Outlook, price: float) -> float:
+    """Seconds of prefill, and 0.15 k / (1 - k) for a KV cache that is used to a share k (SMG's least_load)."""
+    worker = seen.worker
+    total = worker.kv_total
+    used = min(worker.kv_used / total, 0.99) if total else 0.0
+    return (worker.speed.token * (worker.unread + worker.context) + 0.15 * used / (1 - used)) / worker.weight
+
+
+def outstanding(job: Job, seen: Outlook, price: float) -> float:
+    """Requests under way."""
+    return (seen.worker.requests + 1) / seen.worker.weight
+
+
+COSTS: Final[Mapping[str, Cost]] = {
+    "held": immediate,
+    "immediate": immediate,
+    "predicted-ttft": predicted_ttft,
+    "prefix-load": prefix_load,
+    "lmetric": lmetric,
+    "least-load": least_load,
+    "two-choices": outstanding,
+    "round-robin": outstanding,
+    "session": outstanding,
+}
+
+
+def candidates(policy: str, job: Job, workers: Sequence[Worker], turn: int) -> Sequence[Worker]:
+    """Which of the ``workers`` (at least one) come into question for the ``turn``-th job that is placed.
+
+    Round robin names one; two choices names two, drawn as if at random (Mitzenmacher 2001); a session has a favourite,
+    by rendezvous hashing (Thaler and Ravishankar 1998), so that a worker that comes or goes moves few sessions.
+    """
+    count = len(workers)
+    if policy == "round-robin":
+        return (workers[turn % count],)
+    if policy == "two-choices":
+        first = mixed(turn) % count
+        second = (first + 1 + mixed(turn + (1 << 32)) % (count - 1)) % count if count > 1 else first
+        return workers[first], workers[second]
+    if policy == "session" and job.session:
+        key = _text(job.session)
+        return (max(workers, key=lambda worker: mixed(key ^ _text(worker.name))),)
+    return workers
+
+
+def mixed(number: int) -> int:
+    """64 bits that look random: SplitMix64's last step (Steele, Lea and Flood 2014)."""
+    number = (number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    number = ((number ^ number >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    number = ((number ^ number >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return number ^ number >> 31
+
+
+def _text(text: str) -> int:
+    """64 bits of a text, the same in every process."""
+    value = 0xCBF29CE484222325
+    for byte in text.encode():
+        value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return value

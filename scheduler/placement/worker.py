@@ -1,0 +1,266 @@
+"""How much work does a worker have, and how long will more of it take? From what it says, or from what we sent it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scheduler.placement.job import Job
+from scheduler.steptime import Coefficients
+
+# Before anything is known of a worker: a GPU that prefills 20,000 tokens/s.
+GUESS = Coefficients(step=5e-3, token=5e-5, context=3e-8, pair=5e-10, request=0.0)
+_LEARNING = 0.1
+_SAMPLE_TOKENS = 64
+_MOST_SLOWED = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """What a worker is when it comes.
+
+    Attributes:
+        name: its own among all workers.
+        chain: which of a job's chains its cache goes by, such as the name of a block size; only workers of the same
+            one, and alike in ``exact``, can be compared by their caches.
+        block_tokens: how many tokens of the prompt one hash of that chain stands for; an estimate where text is hashed.
+        kv_tokens: what its KV cache holds; 0 if unknown.
+        exact: it publishes KV events, which the caller follows; else we remember what we sent.
+        speed: the seconds of its steps, where known before any report.
+    """
+
+    name: str
+    chain: str = "16"
+    block_tokens: int = 16
+    kv_tokens: int = 0
+    exact: bool = False
+    speed: Coefficients | None = None
+
+
+class Report(NamedTuple):
+    """What a worker says of itself; None: it doesn't say, and what we know ourselves has to do.
+
+    ``backlog``: seconds of prefill it has still to do, for everybody. ``waiting_tokens``: the same in tokens.
+    ``running``, ``waiting``: requests; ``decoding`` of those that run decode, with ``context`` tokens together.
+    ``kv_used``, ``kv_total``: tokens. ``speed``: seconds of its steps. ``age``: how many seconds ago, at most, it
+    looked: what was sent since isn't in it.
+    """
+
+    backlog: float | None = None
+    waiting_tokens: int | None = None
+    waiting: int | None = None
+    running: int | None = None
+    decoding: int | None = None
+    context: int | None = None
+    kv_used: int | None = None
+    kv_total: int | None = None
+    speed: Coefficients | None = None
+    age: float = 0.05
+
+
+class Sent:
+    """A job that a worker has, with ``hit`` of its tokens believed cached and ``work`` seconds of prefill at first."""
+
+    __slots__ = ("at", "begun", "hit", "job", "produced", "work")
+
+    def __init__(self, job: Job, hit: int, work: float, at: float) -> None:
+        self.job = job
+        self.hit = hit
+        self.work = work
+        self.at = at
+        # Its first token has come; and how many have.
+        self.begun = False
+        self.produced = 0
+
+    @property
+    def need(self) -> int:
+        """Tokens of KV that it will have taken at its end, beside those it shares."""
+        return self.job.prompt_tokens - self.hit + max(self.job.output_tokens, self.produced)
+
+
+class Worker:
+    """One worker, as the gateway sees it. The caller changes it only through the `Placer`."""
+
+    __slots__ = (
+        "_context",
+        "_decoding",
+        "_learnt",
+        "_pending",
+        "_report",
+        "_reported",
+        "_since",
+        "_unseen",
+        "info",
+        "need",
+        "ready",
+        "sent",
+        "speed",
+        "tokens",
+        "weight",
+    )
+
+    def __init__(self, info: WorkerInfo, now: float) -> None:
+        self.info = info
+        self.ready = True
+        # Below 1 in a slow start: it counts as that much slower.
+        self.weight = 1.0
+        self.speed = info.speed or GUESS
+        self.sent: dict[int | str, Sent] = {}
+        # Of our own jobs there: those that decode and their tokens; KV that all will need; prompt tokens to compute.
+        self._decoding = 0
+        self._context = 0
+        self.need = 0
+        self.tokens = 0
+        self._learnt = info.speed is None
+        self._report = Report()
+        self._reported = now
+        # Seconds of prefill of our jobs that have no first token yet; since when that hasn't been looked at.
+        self._pending = 0.0
+        self._since = now
+        # Jobs that the last report doesn't know of.
+        self._unseen: dict[int | str, Sent] = {}
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.info.name
+
+    @property
+    def requests(self) -> int:
+        """How many it has: what it says, or ours."""
+        report = self._report
+        if report.running is None:
+            return len(self.sent)
+        return report.running + (report.waiting or 0) + len(self._unseen)
+
+    @property
+    def unread(self) -> int:
+        """Prompt tokens that it has still to compute."""
+        if self._report.waiting_tokens is None:
+            return self.tokens
+        return self._report.waiting_tokens + sum(one.job.prompt_tokens - one.hit for one in self._unseen.values())
+
+    @property
+    def decoding(self) -> int:
+        """Requests that decode."""
+        said = self._report.decoding
+        return self._decoding if said is None else said
+
+    @property
+    def context(self) -> int:
+        """Tokens of those that decode, whose KV each step reads."""
+        said = self._report.context
+        return self._context if said is None else said
+
+    @property
+    def kv_total(self) -> int:
+        """Tokens that its KV cache holds; 0 if unknown."""
+        return self._report.kv_total or self.info.kv_tokens
+
+    @property
+    def kv_used(self) -> int:
+        """Tokens of KV that are in use, or will be by the jobs that we sent."""
+        said = self._report.kv_used
+        if said is None:
+            return self.need
+        return max(self.need, said + sum(one.need for one in self._unseen.values()))
+
+    def fits(self, tokens: int, share: float) -> bool:
+        """Whether ``tokens`` more fit a ``share`` of its KV cache. Always, if it is idle or its size is unknown."""
+        total = self.kv_total
+        return not total or not self.requests or self.kv_used + tokens <= share * total
+
+    def work(self, prompt: int, hit: int) -> float:
+        """Seconds of prefill, by itself, of a prompt with ``hit`` tokens cached (the last one never is)."""
+        hit = min(hit, prompt - 1)
+        return self.speed.token * (prompt - hit) + 0.5 * self.speed.pair * (prompt * prompt - hit * hit)
+
+    def decode_seconds(self) -> float:
+        """How long a step takes that does nothing but decode."""
+        if not self.decoding:
+            return 0.0
+        speed = self.speed
+        return speed.step + speed.context * self.context + speed.request * self.decoding
+
+    def slowed(self, step: float) -> float:
+        """How many times longer prefill takes because decodes have a share of each step, which lasts ``step``."""
+        decode = self.decode_seconds()
+        return min(1 + decode / max(step - decode, 0.25 * decode), _MOST_SLOWED) if decode else 1.0
+
+    def work_left(self, now: float) -> float:
+        """Seconds of prefill that it has still to do, in a slow start as if it were that much slower."""
+        report = self._report
+        if report.backlog is not None:
+            left = max(0.0, report.backlog - (now - self._reported))
+            left += sum(one.work for one in self._unseen.values())
+        else:
+            left = max(0.0, self._pending - max(0.0, now - self._since)) if self._pending else 0.0
+        return left / self.weight
+
+    def take(self, sent: Sent) -> None:
+        """A job goes there now."""
+        self.sent[sent.job.uid] = self._unseen[sent.job.uid] = sent
+        if not self.tokens:
+            self._since = sent.at
+            self._pending = 0.0
+        self._pending += sent.work
+        self.tokens += sent.job.prompt_tokens - sent.hit
+        self.need += sent.need
+
+    def begun(self, uid: int | str, now: float) -> None:
+        """A job's first token has come."""
+        sent = self.sent[uid]
+        if sent.begun:
+            return
+        sent.begun = True
+        self._decoding += 1
+        self._context += sent.job.prompt_tokens
+        if self._learnt:
+            self._learn(sent, now)
+        self._read(sent, now)
+
+    def produced(self, uid: int | str, tokens: int) -> None:
+        """So many tokens of a job's answer have come, all together."""
+        sent = self.sent[uid]
+        more = tokens - sent.produced
+        self.need -= sent.need
+        sent.produced = tokens
+        self.need += sent.need
+        if sent.begun:
+            self._context += more
+
+    def ended(self, uid: int | str, now: float) -> Sent:
+        """A job has ended, whatever the end."""
+        sent = self.sent.pop(uid)
+        self._unseen.pop(uid, None)
+        self.need -= sent.need
+        if sent.begun:
+            self._decoding -= 1
+            self._context -= sent.job.prompt_tokens + sent.produced
+        else:
+            self._read(sent, now)
+        return sent
+
+    def report(self, report: Report, now: float) -> None:
+        """It says how it is."""
+        self._report = report
+        self._reported = now
+        looked = now - report.age
+        self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
+        if report.speed is not None:
+            self.speed = report.speed
+            self._learnt = False
+
+    def _read(self, sent: Sent, now: float) -> None:
+        """A job's prompt is computed, or no longer wanted; the work of those before it was done meanwhile."""
+        self._unseen.pop(sent.job.uid, None)
+        self.tokens -= sent.job.prompt_tokens - sent.hit
+        self._pending = max(0.0, self._pending - sent.work) if self.tokens else 0.0
+        self._since = now
+
+    def _learn(self, sent: Sent, now: float) -> None:
+        """How fast it prefills, from when a first token came: its prompt was computed since the one before."""
+        tokens = sent.job.prompt_tokens - sent.hit
+        if tokens < _SAMPLE_TOKENS:
+            return
+        seconds = max(now - max(sent.at, self._since), 1e-6)
+        token = self.speed.token * (seconds / (tokens * self.speed.token)) ** _LEARNING
+        self.speed = self.speed._replace(token=token, pair=self.speed.pair * token / self.speed.token)
