@@ -72,7 +72,7 @@ class Allowance:
                 decoding[request.uid] = decoding.pop(request.uid)
         return chosen
 
-    def grant(self, request: Request) -> int:
+    def grant(self, request: Request, *, ahead: bool = False) -> int:
         """How many of its tokens ``request`` may prefill in this step, at least one if nothing else is done."""
         if not self._fits(1):
             return 0

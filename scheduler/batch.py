@@ -79,7 +79,7 @@ class Scheduler(Generic[R]):
             request.hashes = chain_hashes(request.tokens, size, root_hash(request.adapter, request.salt))
         self._live[request.uid] = request
         lane = self._lanes[request.background]
-        lane.owe(request, len(request.tokens) - min(self.pool.probe(request.sought) * size, request.prompt_len - 1))
+        lane.owe(request, len(request.tokens) - min(self.pool.probe(request.sought) * size, request.given - 1))
         lane.line.add(request)
         if request.priority > lane.shut_priority:
             lane.shut = False
@@ -180,8 +180,8 @@ class Scheduler(Generic[R]):
             if not samples:
                 continue
             tokens = request.tokens
-            if end == request.prompt_len:
-                _forgive(request, now)
+            if end == request.given:
+                _anchor(request, now)
             if token < 0:
                 del tokens[end:]
                 self._end(request)
@@ -226,6 +226,8 @@ class Scheduler(Generic[R]):
             cached_tokens_total=self._cached_tokens,
             output_tokens_total=self._output_tokens,
             preemptions_total=self._preemptions,
+            decoding=len(front.decoding),
+            decode_context=front.decode_work().context,
         )
 
     def check_integrity(self) -> None:
@@ -301,7 +303,7 @@ class Scheduler(Generic[R]):
         line.is_open = line.waiting > 0 and not lane.shut and not lane.preempted
         forecast: Forecast | None = None
         slices: list[Slice[R]] = []
-        for request in line.order(now, lane.prefilling.values(), 1 / self.steptime.prefill_rate):
+        for request in line.order(now, lane.prefilling.values(), self.steptime.slice_seconds):
             if request.state == WAITING:
                 if forecast is None and self.config.lookahead:
                     forecast = self._forecast(lane)
@@ -311,7 +313,7 @@ class Scheduler(Generic[R]):
                 if lane.preempted:
                     forecast = None
             start = request.computed
-            count = budget.grant(request)
+            count = budget.grant(request, ahead=line.ahead(request.tenant))
             if count == 0:
                 break
             if request.first_scheduled is None:
@@ -357,12 +359,12 @@ class Scheduler(Generic[R]):
         request.admitted = self._admissions
         request.state = PREFILL
         lane.prefilling[request.uid] = request
-        lane.owe(request, length - found * size)
         if not request.preemptions:
             request.cached = found * size
-            self._prompt_tokens += request.prompt_len
+            self._prompt_tokens += request.given
             self._cached_tokens += found * size
         lane.line.admitted(request, found * size)
+        lane.owe(request, length - found * size)
         return True
 
     def _has_room(self, lane: Lane[R], request: R, need: int, forecast: Forecast | None) -> bool:
@@ -423,8 +425,8 @@ class Scheduler(Generic[R]):
             self._let_go(lane, request)
         if request.tokens[-1] == PENDING:
             request.tokens.pop()
-        lane.owe(request, 0)
         lane.line.remove(request)
+        lane.owe(request, 0)
         lane.shut = False
         del self._live[request.uid]
         request.state = ENDED
@@ -440,11 +442,12 @@ class Scheduler(Generic[R]):
         lane.shut = self._back.shut = False
 
 
-def _forgive(request: Request, now: float) -> None:
-    """A first token that comes late moves the deadlines of all that follow."""
-    due = request.due - request.tpot * (len(request.tokens) - request.prompt_len)
-    if now > due:
-        request.due += now - due
+def _anchor(request: Request, now: float) -> None:
+    """The deadlines of all further tokens count from the first one, early or late: so their pace is what was asked for.
+
+    (That it came early buys no later pause: whoever reads on would see one.)
+    """
+    request.due = now + request.tpot * (len(request.tokens) - request.given)
 
 
 def _decode_slices(requests: Iterable[R]) -> list[Slice[R]]:

@@ -274,6 +274,11 @@ class BlockPool:
         if self._events is not None:
             self._events.append(AllBlocksCleared())
 
+    def record_events(self) -> None:
+        """Note from now on what becomes of blocks, for `take_events`."""
+        if self._events is None:
+            self._events = []
+
     def take_events(self) -> list[BlockEvent]:
         """What became of blocks since the last call, in order. Always empty unless events are recorded."""
         events = self._events

@@ -1,6 +1,7 @@
 """What can be set about one worker's scheduling? Each idea has a switch, so that its effect can be measured."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,8 +12,8 @@ class SchedulerConfig:
         time_budget: a step is filled up to a time; off: up to ``token_budget`` tokens, as Sarathi-Serve does.
         deadlines: that time is the tightest slack of a decode's deadline; off: ``tpot``.
         fairness: tenants take turns by deficit round robin; off: they are one.
-        prefix_order: the longest cached prefix goes first, and a prompt whose prefix is being computed waits for
-            it; off: in the order of arrival.
+        order: of one tenant's prompts. "work": the least left to compute first, and a prompt whose prefix is being
+            computed waits for it; "prefix": the longest cached prefix first; "arrival": as they came.
         lookahead: admission looks at the pool's expected use; off: at what is free now.
         prefix_cache: full blocks are found again.
         background: background requests run only in steps that nobody else needs, in blocks that nobody else needs;
@@ -34,7 +35,7 @@ class SchedulerConfig:
         margin: the share of the slack that is kept for errors of the prediction.
         quantum: service (in tokens) that a tenant gets in one turn.
         cached_cost, output_cost: what a cached prompt token and a drawn token cost a tenant, a computed one being 1.
-        ageing: seconds of saved prefill that one second of waiting outweighs, times one.
+        oldest_share: of a tenant's prefill, that goes to whoever came first, however long its prompt is.
         window: how many waiting requests of a tenant are compared.
         quantile: of the distribution of output lengths, that admission reckons with.
         background_share: by how much steps of the foreground may be lengthened for background work, as a share of
@@ -44,7 +45,7 @@ class SchedulerConfig:
     time_budget: bool = True
     deadlines: bool = True
     fairness: bool = True
-    prefix_order: bool = True
+    order: Literal["work", "prefix", "arrival"] = "work"
     lookahead: bool = True
     prefix_cache: bool = True
     background: bool = True
@@ -63,7 +64,7 @@ class SchedulerConfig:
     quantum: int = 2048
     cached_cost: float = 0.1
     output_cost: float = 2.0
-    ageing: float = 0.2
+    oldest_share: float = 0.05
     window: int = 32
     quantile: float = 0.75
     background_share: float = 0.01
@@ -80,7 +81,7 @@ class SchedulerConfig:
         for name in ("max_step", "background_step", "ttft", "tpot"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be more than 0 seconds")
-        for name in ("cached_cost", "output_cost", "ageing", "background_share"):
+        for name in ("cached_cost", "output_cost", "oldest_share", "background_share"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must not be negative")
         for name in ("margin", "quantile"):

@@ -11,7 +11,8 @@ class LoadReport(NamedTuple):
     """How busy the worker is. ``kv_*`` in tokens, ``backlog`` in seconds, ``prefill_rate`` in tokens/s.
 
     ``waiting_tokens`` is prefill still to be computed, ``backlog`` the predicted seconds until it has been; neither
-    counts background requests, for nobody waits behind them. The ``*_total`` fields count from the start.
+    counts background requests, for nobody waits behind them. ``decoding`` requests, background aside, are in every
+    step, and read the KV of ``decode_context`` tokens together. The ``*_total`` fields count from the start.
     """
 
     waiting: int
@@ -26,6 +27,8 @@ class LoadReport(NamedTuple):
     cached_tokens_total: int
     output_tokens_total: int
     preemptions_total: int
+    decoding: int
+    decode_context: int
 
 
 def backlog(lane: Lane[R], steptime: StepTime, tpot: float) -> float:

@@ -16,8 +16,9 @@ class Request:
 
     ``computed`` is the number of tokens whose KV is in the pool, or will be when the steps under way have run, in
     ``blocks`` (block ids in the order of the tokens). ``tokens`` begins with the prompt (``prompt_len`` tokens) and
-    grows by each token drawn; its last one is `PENDING` while a step under way draws it. ``cached`` prompt tokens were
-    found in the prefix cache at the first admission, and the first slice was planned at ``first_scheduled``.
+    grows by each token drawn; its last one is `PENDING` while a step under way draws it. The first ``given`` of them
+    came with the request: more than the prompt where it goes on with an answer that was begun elsewhere. ``cached`` of
+    these were found in the prefix cache at the first admission, and the first slice was planned at ``first_scheduled``.
     ``finish`` is why the request ended, once it has. ``due`` is when its next token is.
     """
 
@@ -33,6 +34,7 @@ class Request:
         "due",
         "finish",
         "first_scheduled",
+        "given",
         "hashes",
         "limit",
         "max_len",
@@ -73,13 +75,14 @@ class Request:
         adapter: str = "",
         background: bool = False,
         reads_cache: bool = True,
+        answered: int = 0,
     ) -> None:
         """Describe a request; nothing happens before `Scheduler.add`.
 
         Args:
             uid: unique among the live requests of one scheduler.
-            tokens: the prompt; the list becomes the request's own.
-            max_tokens: how many tokens may be drawn.
+            tokens: the prompt, and what is there of its answer; the list becomes the request's own.
+            max_tokens: how many tokens the answer may have in all.
             max_len: how long prompt and answer together may become.
             ttft, tpot: token ``j`` is due at ``arrival`` + ``ttft`` + ``j`` * ``tpot`` (seconds).
             stop_ids: a token that ends the request, once at least ``min_tokens`` were drawn (itself included).
@@ -89,21 +92,23 @@ class Request:
             background: it runs only in steps that nobody else needs.
             reads_cache: cached blocks spare it the computation; else every token of its prompt is computed, for
                 somebody who wants to see what the model makes of each. Its own blocks are found by others anyway.
+            answered: how many of the last ``tokens`` are the answer's: somebody else drew them.
 
         Raises:
             ValueError: there is no prompt, or nothing may be drawn.
         """
-        if not tokens:
+        if len(tokens) <= answered:
             raise ValueError(f"request {uid} has no tokens: at least one is needed to draw the next from")
-        if max_tokens < 1 or len(tokens) >= max_len:
-            room = f"max_tokens {max_tokens}, a context of {max_len}, and a prompt of {len(tokens)} tokens"
+        if max_tokens <= answered or len(tokens) >= max_len:
+            room = f"max_tokens {max_tokens}, a context of {max_len}, and a prompt of {len(tokens) - answered} tokens"
             raise ValueError(f"request {uid} has room for no token: {room}")
         self.uid = uid
         self.tokens = tokens
-        self.prompt_len = len(tokens)
+        self.given = len(tokens)
+        self.prompt_len = len(tokens) - answered
         self.max_tokens = max_tokens
         self.max_len = max_len
-        self.limit = min(len(tokens) + max_tokens, max_len)
+        self.limit = min(self.prompt_len + max_tokens, max_len)
         self.stop_ids = stop_ids
         self.min_tokens = min_tokens
         self.arrival = arrival
@@ -135,7 +140,7 @@ class Request:
 
     @property
     def generated(self) -> int:
-        """How many tokens were drawn so far."""
+        """How many tokens the answer has so far."""
         return len(self.tokens) - self.prompt_len
 
     @property

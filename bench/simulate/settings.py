@@ -13,13 +13,13 @@ _PLAIN: Final[dict[str, Any]] = {
     "time_budget": False,
     "deadlines": False,
     "fairness": False,
-    "prefix_order": False,
+    "order": "arrival",
     "lookahead": False,
 }
 OTHERS: Final[dict[str, dict[str, Any]]] = {
     "fcfs-2048": {**_PLAIN, "token_budget": 2048},
     "fcfs-8192": {**_PLAIN, "token_budget": 8192},
-    "longest-prefix": {**_PLAIN, "token_budget": 8192, "prefix_order": True, "ageing": 0.0, "window": 1024},
+    "longest-prefix": {**_PLAIN, "token_budget": 8192, "order": "prefix", "window": 1024},
     "sarathi-512": {**_PLAIN, "token_budget": 512},
 }
 """What others do."""
@@ -28,7 +28,7 @@ IDEAS: Final[dict[str, dict[str, Any]]] = {
     "without time_budget": {"time_budget": False, "token_budget": 2048},
     "without deadlines": {"deadlines": False},
     "without fairness": {"fairness": False},
-    "without prefix_order": {"prefix_order": False},
+    "without order": {"order": "arrival"},
     "without lookahead": {"lookahead": False},
     "without prefix_cache": {"prefix_cache": False},
 }

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -295,7 +295,7 @@ arrival = st.tuples(
     blocks=st.integers(12, 40),
     share=st.sampled_from([0.0, 0.1, 3.0]),
     lookahead=st.booleans(),
-    prefix_order=st.booleans(),
+    order=st.sampled_from(["work", "prefix", "arrival"]),
     cancelled=st.sets(st.integers(0, 23), max_size=4),
 )
 def test_the_foreground_is_planned_as_if_it_were_alone(
@@ -303,13 +303,13 @@ def test_the_foreground_is_planned_as_if_it_were_alone(
     blocks: int,
     share: float,
     lookahead: bool,
-    prefix_order: bool,
+    order: Literal["work", "prefix", "arrival"],
     cancelled: set[int],
 ) -> None:
     def plans(only_foreground: bool) -> list[Any]:
         config = SchedulerConfig(
             max_running=3, max_batch_tokens=40, min_prefill_tokens=4, quantum=20, prefix_cache=False,
-            background_share=share, lookahead=lookahead, prefix_order=prefix_order,
+            background_share=share, lookahead=lookahead, order=order,
         )  # fmt: skip
         scheduler: Scheduler[Request] = Scheduler(config, BlockPool(blocks, 4), Known(MACHINE))
         made = []

@@ -6,7 +6,7 @@ import pytest
 
 from scheduler.budget import Budget
 from scheduler.config import SchedulerConfig
-from scheduler.steptime import StepTime, Work
+from scheduler.steptime import Coefficients, StepTime, Work
 from tests.scheduler.simulation import MACHINE, make_request
 
 NONE = Work(0, 0, 0, 0)
@@ -57,3 +57,20 @@ def test_seconds_is_the_step_so_far() -> None:
     assert budget.seconds == pytest.approx(0.011)
     budget.grant(make_request(1, 100))
     assert budget.seconds == pytest.approx(0.021)
+
+
+def test_who_is_ahead_leaves_room_for_others_to_come() -> None:
+    config = SchedulerConfig(tpot=0.05, max_step=0.25)
+    machine = StepTime(Coefficients(step=1e-3, token=1e-4, context=0, pair=0, request=0))
+    decodes = Work(10, 0, 0, 10)
+    request = make_request(1, 1000, ttft=10.0)
+
+    def granted(ahead: bool, work: Work = decodes) -> int:
+        return Budget(config, machine, work, tightest=0.2, now=0.0).grant(request, ahead=ahead)
+
+    # 0.18 s of slack and 2 ms of decodes; a quarter of the time between tokens.
+    assert granted(False) == 1000
+    assert granted(True) == pytest.approx((0.25 * 0.05 - 0.002) / 1e-4, abs=1)
+    # Where decodes take longer than that, a quarter more; and without decodes nobody is in the way.
+    assert granted(True, Work(400, 0, 0, 400)) == pytest.approx(0.25 * 0.041 / 1e-4, abs=1)
+    assert granted(True, Work(0, 0, 0, 0)) == 1000

@@ -19,7 +19,7 @@ from scheduler.config import SchedulerConfig
         ({"background_step": 0.0}, "background_step 0.0: must be more than 0 seconds"),
         ({"background_kv": 0.0}, "background_kv 0.0: must be more than 0 and at most 1"),
         ({"background_share": -0.1}, "background_share -0.1: must not be negative"),
-        ({"ageing": -1.0}, "ageing -1.0: must not be negative"),
+        ({"oldest_share": -1.0}, "oldest_share -1.0: must not be negative"),
         ({"margin": 1.0}, "margin 1.0: must be at least 0 and below 1"),
         ({"max_batch_tokens": 300, "max_running": 256, "min_prefill_tokens": 64}, "max_batch_tokens 300: a step must"),
     ],

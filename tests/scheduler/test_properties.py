@@ -6,7 +6,7 @@ stood before) had their KV written into it. A slice may only continue what its r
 
 import random
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -19,7 +19,7 @@ from scheduler.request import PENDING
 from scheduler.steptime import Coefficients, StepTime
 from tests.scheduler.simulation import seconds_of
 
-SWITCHES = ("time_budget", "deadlines", "fairness", "prefix_order", "lookahead", "prefix_cache", "background")
+SWITCHES = ("time_budget", "deadlines", "fairness", "lookahead", "prefix_cache", "background")
 # Positions of one block: what was written there, which is the token and everything that it attends to.
 Written = tuple[str, str, tuple[int, ...]]
 
@@ -91,6 +91,7 @@ class AnythingGoes(RuleBasedStateMachine):
         quantum=st.integers(1, 30),
         slow=st.booleans(),
         share=st.sampled_from([0.0, 0.05, 2.0]),
+        order=st.sampled_from(["work", "prefix", "arrival"]),
     )
     def begin(
         self,
@@ -104,8 +105,10 @@ class AnythingGoes(RuleBasedStateMachine):
         quantum: int,
         slow: bool,
         share: float,
+        order: Literal["work", "prefix", "arrival"],
     ) -> None:
         self.config = SchedulerConfig(
+            order=order,
             max_running=max_running,
             max_batch_tokens=max_running + floor + spare,
             min_prefill_tokens=floor,
