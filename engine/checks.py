@@ -27,6 +27,8 @@ def fault_of(message: Submit, *, vocab_size: int, max_model_len: int) -> Fault |
     count, rest = divmod(len(message.tokens), 4)
     if rest or not count:
         return "invalid_request", f"a prompt of {len(message.tokens)} bytes is no list of int32 token ids"
+    if not 0 <= message.answered < min(count, max(message.sampling.max_tokens, 1)):
+        return "invalid_request", f"{message.answered} of {count} tokens can't be an answer that is to go on"
     if message.embed:
         if count > max_model_len:
             return "context_length_exceeded", f"the prompt has {count} tokens, but may have {max_model_len}"

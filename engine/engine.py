@@ -195,7 +195,7 @@ class Engine:
 
     def load(self, now: float) -> Load:
         """How busy the engine is."""
-        return Load(**self.scheduler.load(now)._asdict())
+        return Load(**self.scheduler.load(now)._asdict(), coefficients=self.scheduler.steptime.coefficients)
 
     def take_events(self) -> list[BlockEvent]:
         """What became of KV blocks since the last call."""

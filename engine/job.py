@@ -33,10 +33,11 @@ class Job(Request):
         self.seed = seed
         self.constraint = constraint
         self.pooler = _pooler(embed, len(tokens))
-        self.scorer = Scorer(tokens, sampling.prompt_logprobs) if sampling.prompt_logprobs >= 0 and not embed else None
+        prompt = tokens[: len(tokens) - request.get("answered", 0)]
+        self.scorer = Scorer(prompt, sampling.prompt_logprobs) if sampling.prompt_logprobs >= 0 and not embed else None
         self.reader: PromptReader | None = self.pooler or self.scorer
         super().__init__(reads_cache=self.reader is None or not self.reader.needs_all, **request)
-        self.edits = None if embed else Edits.of(sampling, tokens, self.stop_ids)
+        self.edits = None if embed else Edits.of(sampling, prompt, self.stop_ids)
 
     def edit_row(self, edits: Edits) -> Row:
         """The edits of the next token's logits; ``edits`` are the job's."""

@@ -6,12 +6,14 @@ worker, and carries every request between the two. A frame is a 4-byte little-en
 missing, so that a fleet can be upgraded worker by worker; `PROTOCOL` counts the changes that break this.
 
 On connecting, the worker speaks first: `Progress` while it still loads, then `Hello`, after which it accepts
-`Submit`. Each request ends with exactly one `Output` that has a ``finish`` or one `Failed`, unless the gateway
+`Submit`. Where the two share a secret, both prove that they know it before anything else is said: `Challenge`, `Proof`,
+`Welcome`. Each request ends with exactly one `Output` that has a ``finish`` or one `Failed`, unless the gateway
 aborted it: an aborted request is never heard of again.
 
 Times are durations in seconds. Neither side ever sees the other's clock.
 """
 
+import hmac
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -77,6 +79,10 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     in steps that nobody else needs. ``salt`` keeps a prefix cache entry among its equals. With ``embed`` the request
     wants no tokens but the prompt's hidden states after the final norm, pooled: its one `Output` has no tokens, an
     ``embedding``, and the finish reason ``stop``.
+
+    The last ``answered`` of the ``tokens`` are the beginning of the answer, which another worker has drawn before it
+    was lost. Everything goes on from there as if this one had drawn them (``sampling`` is that of the whole answer),
+    and only what is new comes back.
     """
 
     id: int
@@ -90,6 +96,7 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     adapter: str = ""
     background: bool = False
     embed: Pooling = ""
+    answered: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -184,11 +191,14 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):
 
 
 class Load(msgspec.Struct, frozen=True, omit_defaults=True, tag="load"):
-    """How busy the worker is; sent when it changed, at most every 50 ms.
+    """How busy the worker is; sent when it changed, at most every 50 ms, and again every 250 ms as a sign of life.
 
     ``waiting_tokens`` is prefill still to be computed, ``backlog`` the predicted seconds until it has been.
     ``kv_used`` and ``kv_total`` are in tokens, ``prefill_rate`` in tokens/s. Fields that end in ``s_total`` count from
-    the worker's start.
+    the worker's start. ``decoding`` requests are in every step, and read the KV of ``decode_context`` tokens together.
+    ``coefficients`` are what the worker has learnt of its steps' time, those of ``scheduler.steptime.Coefficients``:
+    seconds for a step, and for each token, token of context, (query, key) pair and request in it. A worker that is
+    ``draining`` takes no new requests.
     """
 
     waiting: int
@@ -203,6 +213,10 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True, tag="load"):
     cached_tokens_total: int = 0
     output_tokens_total: int = 0
     preemptions_total: int = 0
+    decoding: int = 0
+    decode_context: int = 0
+    coefficients: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)
+    draining: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
@@ -214,8 +228,30 @@ class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
     retry_after: float = 0.0
 
 
-ToWorker = Submit | Abort | Drain
-ToGateway = Progress | Hello | Step | Load | Failed
+class Challenge(msgspec.Struct, frozen=True, tag="challenge"):
+    """The first word of a worker that wants to know whom it talks to: prove that you know the secret.
+
+    ``nonce`` is 32 random bytes, never used twice. See `proof_of_gateway`.
+    """
+
+    nonce: bytes
+
+
+class Proof(msgspec.Struct, frozen=True, tag="proof"):
+    """A gateway's answer to `Challenge`: its ``proof``, and a ``nonce`` for which it wants the worker's in turn."""
+
+    nonce: bytes
+    proof: bytes
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """A worker's answer to a `Proof` that is right: its own. What follows is the link as without a secret."""
+
+    proof: bytes
+
+
+ToWorker = Submit | Abort | Drain | Proof
+ToGateway = Progress | Hello | Step | Load | Failed | Challenge | Welcome
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
@@ -259,6 +295,20 @@ class FrameReader:
                 yield payload
         finally:
             del buffer[:start]
+
+
+def proof_of_gateway(secret: bytes, workers_nonce: bytes, gateways_nonce: bytes) -> bytes:
+    """What only a gateway that knows the ``secret`` can say: HMAC-SHA256 (RFC 2104) over both nonces and its role.
+
+    The secret itself never travels, and a proof is worth nothing on another connection or in the other direction.
+    Compare with `hmac.compare_digest`.
+    """
+    return hmac.digest(secret, b"penstock gateway" + workers_nonce + gateways_nonce, "sha256")
+
+
+def proof_of_worker(secret: bytes, workers_nonce: bytes, gateways_nonce: bytes) -> bytes:
+    """The same for a worker."""
+    return hmac.digest(secret, b"penstock worker" + workers_nonce + gateways_nonce, "sha256")
 
 
 def decode_to_worker(payload: bytes) -> ToWorker:

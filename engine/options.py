@@ -35,6 +35,9 @@ class WorkerOptions:
     tpot: float = 0.05
     kv_events: str | None = None
     kv_replay: str | None = None
+    secret_env: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     parent_pid: int | None = None
 
 
@@ -64,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         type=_address,
         required=True,
-        help="where gateways connect: unix:/path/to.sock",
+        help="where gateways connect: unix:/path/to.sock, or tcp://0.0.0.0:9100, which needs --secret-env",
     )
     add("--name", help="the model's name for clients; default: that of the folder")
     add(
@@ -137,6 +140,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--kv-replay", metavar="ENDPOINT", help="answer requests for missed KV events here")
     add(
+        "--secret-env",
+        metavar="NAME",
+        help="the environment variable with the secret that gateways must know (their --worker-secret-env); it never "
+        "goes over the wire",
+    )
+    add("--tls-cert", metavar="FILE", help="speak TLS with this certificate, in PEM with its chain")
+    add("--tls-key", metavar="FILE", help="the certificate's key, in PEM; default: it is in the same file")
+    add(
         "--parent-pid",
         metavar="PID",
         type=_positive,
@@ -161,11 +172,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _address(text: str) -> str:
     try:
-        kind, _ = parse_address(text)
+        parse_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    if kind != "unix":
-        raise argparse.ArgumentTypeError(f"{text!r}: a worker listens on a Unix socket only, such as unix:/run/w0.sock")
     return text
 
 

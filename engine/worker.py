@@ -3,7 +3,8 @@
 It listens at once, tells whoever connects how the loading goes, says `Hello` when it can answer, and then repeats: take
 what gateways sent, run one engine step, send each gateway one frame with all that the step brought it. One thread does
 everything, so nothing here needs a lock, and an abort frees its blocks before the next step is planned. Only grammars
-are compiled elsewhere: their requests wait outside of the scheduler until that is done.
+are compiled elsewhere: their requests wait outside of the scheduler until that is done. And a thread repeats the load
+report while a long step computes, so that gateways see that the worker lives.
 """
 
 import gc
@@ -11,12 +12,14 @@ import logging
 import os
 import random
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType
 
+import msgspec
 import numpy as np
 import torch
 from llguidance import LLMatcher
@@ -24,9 +27,10 @@ from llguidance import LLMatcher
 from engine.checks import Fault, fault_of
 from engine.compiling import Compiling
 from engine.config import ModelFault
-from engine.connections import Connection, Connections
+from engine.connections import Connection, Connections, server_tls
 from engine.engine import Engine
 from engine.events import KvEventPublisher
+from engine.heartbeat import Heartbeat
 from engine.job import Job
 from engine.link import (
     PROTOCOL,
@@ -39,6 +43,7 @@ from engine.link import (
     Progress,
     Step,
     Submit,
+    frame,
 )
 from engine.options import WorkerOptions
 from engine.pipeline import Drawn, Outcome
@@ -72,7 +77,8 @@ class Worker:
         self._next_uid = 0
         self._last_load: Load | None = None
         self._load_due = 0.0
-        self._connections = Connections(options.listen)
+        self._connections = Connections(options.listen, secret=_secret(options), tls=_tls(options))
+        self._heartbeat = Heartbeat(self._connections)
         self._compiling = Compiling()
         self._events: KvEventPublisher | None = None
         try:
@@ -83,6 +89,7 @@ class Worker:
             self._close()
             raise
         self._hello = self._make_hello()
+        log.info("listening on %s", self._connections.address)
         self._connections.wake_on(self._compiling.descriptor)
         if self._events and self._events.descriptor is not None:
             self._connections.wake_on(self._events.descriptor)
@@ -95,7 +102,10 @@ class Worker:
             for connection in self._connections.alive:
                 self._greet(connection)
             self._connections.arrived.clear()
+            self._heartbeat.repeat(frame(self._load(time.monotonic())))
+            self._heartbeat.start()
             while not (self._draining and not self._owners):
+                self._heartbeat.seen()
                 self._check_parent()
                 self._take_messages()
                 for job, compiled in self._compiling.take():
@@ -184,6 +194,7 @@ class Worker:
             tokens=tokens,
             sampling=sampling,
             seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+            answered=message.answered,
             # An embedding's prompt may fill the context: no token follows it.
             max_tokens=1 if message.embed else sampling.max_tokens,
             max_len=len(tokens) + 1 if message.embed else self._engine.max_model_len,
@@ -249,23 +260,28 @@ class Worker:
                 self._fail(job, why)
 
     def _load_is_news(self) -> bool:
-        return bool(self._connections.alive) and self._engine.load(time.monotonic()) != self._last_load
+        return bool(self._connections.alive) and self._load(time.monotonic()) != self._last_load
+
+    def _load(self, now: float) -> Load:
+        load = self._engine.load(now)
+        return msgspec.structs.replace(load, draining=True) if self._draining else load
 
     def _report_load(self) -> None:
         now = time.monotonic()
         if now < self._load_due:
             return
-        load = self._engine.load(now)
+        load = self._load(now)
         if load == self._last_load:
             return
         self._last_load = load
         self._load_due = now + _LOAD_INTERVAL
+        self._heartbeat.repeat(frame(load))
         for connection in list(self._connections.alive):
             self._connections.send(connection, load)
 
     def _greet(self, connection: Connection) -> None:
         self._connections.send(connection, self._hello)
-        self._connections.send(connection, self._engine.load(time.monotonic()))
+        self._connections.send(connection, self._load(time.monotonic()))
 
     def _report_progress(self, stage: str, done: int, total: int) -> None:
         """Tell those who wait; what they send meanwhile stays in their sockets until `run`."""
@@ -303,6 +319,7 @@ class Worker:
             raise _ParentGone(f"the parent process {parent} has gone")
 
     def _close(self) -> None:
+        self._heartbeat.close()
         self._connections.close()
         self._compiling.close()
         if self._events:
@@ -312,9 +329,9 @@ class Worker:
 def _output(request: int, made: Drawn) -> Output:
     """What a token that was drawn brings its request."""
     job, token, logprob, entropy, top = made
-    if job.generated > 1 and top is None:
+    first = len(job.tokens) == job.given + 1
+    if not first and top is None:
         return Output(request, [token], [logprob], [entropy], job.finish)
-    first = job.generated == 1
     return Output(
         request,
         [token],
@@ -337,6 +354,29 @@ def _embedding(request: int, job: Job) -> Output:
 def _queued(job: Job) -> float:
     """Seconds from a job's arrival to its first step."""
     return 0.0 if job.first_scheduled is None else max(0.0, job.first_scheduled - job.arrival)
+
+
+def _secret(options: WorkerOptions) -> bytes:
+    """What gateways must know: the value of the environment variable that the options name.
+
+    Raises:
+        ValueError: it isn't set.
+    """
+    if options.secret_env is None:
+        return b""
+    secret = os.environ.get(options.secret_env, "")
+    if not secret:
+        raise ValueError(f"--secret-env {options.secret_env}: this environment variable is empty or not set")
+    return secret.encode()
+
+
+def _tls(options: WorkerOptions) -> ssl.SSLContext | None:
+    if options.tls_cert is None:
+        return None
+    try:
+        return server_tls(options.tls_cert, options.tls_key)
+    except OSError as error:
+        raise OSError(f"--tls-cert {options.tls_cert}, --tls-key {options.tls_key}: {error}") from error
 
 
 def run_worker(options: WorkerOptions) -> int:

@@ -27,6 +27,7 @@ from engine.link import (
     Slo,
     Step,
     Submit,
+    ToGateway,
     decode_to_gateway,
     frame,
     parse_address,
@@ -256,7 +257,7 @@ class WorkerLink(asyncio.Protocol):
                 del streams[output.id]
             stream.put(output)
 
-    def _on_rare(self, message: Progress | Hello | Step | Load | Failed) -> None:
+    def _on_rare(self, message: ToGateway) -> None:
         match message:
             case Load():
                 self._owner.on_load(message)

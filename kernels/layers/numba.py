@@ -149,7 +149,8 @@ def _product(tag: Any, size: int, x: int, rows: int, inputs: int, row: Any, at: 
     linear.product(tag, size, x, inputs, rows, inputs, row[at], row[at + 1], row[at + 2], outputs, out)
 
 
-@njit(cache=True, fastmath=simd.FASTMATH)
+# A step may take seconds: without the GIL, so that the worker's heartbeat goes on.
+@njit(cache=True, nogil=True, fastmath=simd.FASTMATH)
 def _run(
     tag: Any,
     size: int,
