@@ -1,6 +1,6 @@
 """What happens when, in a simulated fleet? A queue of events: arrivals, ends of steps, and looks at the whole.
 
-At one moment arrivals come first, then idle workers wake, then steps end; everything else is decided by the order of
+At one moment arrivals come first, then idle workers wake, then steps end, then the gateway is asked; everything else is decided by the order of
 the workload and of the workers. So a simulation of the same workload, settings and seed is the same to the last bit.
 """
 
@@ -9,19 +9,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush, heapreplace
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from bench.load.records import Record
 from bench.load.workload import Load, Outline
+from bench.simulate.gateway import AtOnce, Gateway
 from bench.simulate.policies import Placement
 from bench.simulate.prompts import Prompts
 from bench.simulate.series import Extras, Series, extras_of
 from bench.simulate.worker import Setting, SimRequest, SimWorker
 
 # Kinds of events, in the order in which they happen at one moment.
-_ARRIVAL, _WAKE, _STEP_END, _LOOK = range(4)
+_ARRIVAL, _WAKE, _STEP_END, _ASK, _LOOK = range(5)
 
 
 class Progress(NamedTuple):
@@ -39,19 +41,25 @@ class Fleet:
         self,
         setting: Setting,
         workers: int,
-        placement: Placement,
+        placement: Placement | Callable[[Sequence[SimWorker]], Gateway],
         *,
         interval: float = 10.0,
         tenant_of: Callable[[Outline], str] = lambda outline: "",
     ) -> None:
-        """Idle workers with empty caches. ``interval``: see `Series`."""
+        """Idle workers with empty caches. ``placement``: a rule, or what makes a gateway. ``interval``: see `Series`."""
         self.workers = [SimWorker(index, setting) for index in range(workers)]
+        self.gateway = placement(self.workers) if callable(placement) else AtOnce(placement, self.workers)
+        if self.gateway.follows:
+            for worker in self.workers:
+                worker.scheduler.pool.record_events()
         self.series = Series(interval)
         self._setting = setting
-        self._placement = placement
         self._prompts = Prompts(setting.block_size)
         self._tenant_of = tenant_of
         self._now = 0.0
+        self._woken: set[int] = set()
+        # When the gateway will be asked though nothing happens.
+        self._asking = inf
         self._live = self._begun = self._ended = 0
 
     def run(
@@ -83,7 +91,6 @@ class Fleet:
         events: list[tuple[float, int, int]] = [(self.series.interval, _LOOK, 0)]
         for at, number in agenda.first():
             heappush(events, (at, _ARRIVAL, number))
-        woken: set[int] = set()
         count = 0
         while events:
             now, kind, which = events[0]
@@ -101,34 +108,61 @@ class Fleet:
                     record(self._record(request, now))
                     for at, number in agenda.ended(request.outline, now, request):
                         heappush(events, (at, _ARRIVAL, number))
+                self.gateway.stepped(workers[which], done, now)
+                self._ask(events, agenda, record, now)
                 continue
             heappop(events)
             if kind == _ARRIVAL:
                 self._now = now
                 outline, length, before = agenda.pop(which)
-                chosen = self._arrive(outline, length, before, now)
-                if isinstance(chosen, Record):
-                    record(chosen)
+                failed = self._arrive(outline, length, before, now)
+                if failed is not None:
+                    record(failed)
                     for at, number in agenda.ended(outline, now):
                         heappush(events, (at, _ARRIVAL, number))
-                elif workers[chosen].idle and chosen not in woken:
-                    woken.add(chosen)
-                    heappush(events, (now, _WAKE, chosen))
+                else:
+                    self._ask(events, agenda, record, now)
                 if not outline.turn:
                     for at, number in agenda.next():
                         heappush(events, (at, _ARRIVAL, number))
             elif kind == _WAKE:
-                woken.discard(which)
+                self._woken.discard(which)
                 ends = workers[which].wake(now)
                 if ends is not None:
                     heappush(events, (ends, _STEP_END, which))
+            elif kind == _ASK:
+                if now == self._asking:
+                    self._asking = inf
+                self._ask(events, agenda, record, now)
             else:
                 self.series.look(workers)
                 if events:
                     heappush(events, (self.series.interval * (len(self.series.running) + 1), _LOOK, 0))
 
-    def _arrive(self, outline: Outline, length: int, before: Sequence[bytes], now: float) -> int | Record:
-        """A request arrives: the worker that it goes to, or its record if none can take it."""
+    def _ask(
+        self, events: list[tuple[float, int, int]], agenda: "Agenda", record: Callable[[Record], None], now: float
+    ) -> None:
+        """Ask the gateway what goes where, and when it wants to be asked next."""
+        gateway = self.gateway
+        for request, chosen in gateway.decide(now):
+            if chosen is None:
+                self._live -= 1
+                record(self._refused(request.outline, now, 429, "it can't be answered in time"))
+                for at, number in agenda.ended(request.outline, now):
+                    heappush(events, (at, _ARRIVAL, number))
+                continue
+            worker = self.workers[chosen]
+            worker.add(request)
+            if worker.idle and chosen not in self._woken:
+                self._woken.add(chosen)
+                heappush(events, (now, _WAKE, chosen))
+        wanted = gateway.next_look(now)
+        if wanted is not None and wanted < self._asking and (self._live or events):
+            self._asking = wanted
+            heappush(events, (wanted, _ASK, 0))
+
+    def _arrive(self, outline: Outline, length: int, before: Sequence[bytes], now: float) -> Record | None:
+        """A request arrives: it goes to the gateway, or it has a record at once if no worker can take it."""
         self._begun += 1
         try:
             request = SimRequest(self._setting, self._prompts, outline, now, length, before, self._tenant_of(outline))
@@ -136,24 +170,26 @@ class Fleet:
         except ValueError as error:
             fault = str(error)
         if fault:
-            self._ended += 1
-            at = rounded(now)
-            return Record(
-                index=outline.index,
-                at=at,
-                outcome="failed",
-                end=at,
-                sent=at,
-                asked_tokens=outline.output_tokens,
-                status=400,
-                error=fault,
-                session=outline.session,
-                group=outline.group,
-            )
+            return self._refused(outline, now, 400, fault)
         self._live += 1
-        chosen = self._placement.place(request, self.workers, now)
-        self.workers[chosen].add(request)
-        return chosen
+        self.gateway.arrived(request, now)
+        return None
+
+    def _refused(self, outline: Outline, now: float, status: int, error: str) -> Record:
+        self._ended += 1
+        at = rounded(now)
+        return Record(
+            index=outline.index,
+            at=at,
+            outcome="failed",
+            end=at,
+            sent=at,
+            asked_tokens=outline.output_tokens,
+            status=status,
+            error=error,
+            session=outline.session,
+            group=outline.group,
+        )
 
     def _record(self, request: SimRequest, now: float) -> Record:
         self._live -= 1

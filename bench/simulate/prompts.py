@@ -11,9 +11,14 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 # Below all token ids that requests have.
 STOP: Final = 1
 _FIRST: Final = 2
+
+Places = NDArray[np.uint64]
 
 
 class Prompt(NamedTuple):
@@ -43,18 +48,32 @@ class Prompts:
         if not hashes and block_tokens:
             root = block_tokens.to_bytes(8, "big")
             for place, block in enumerate(blocks):
-                # 64 bits of a chain, and 64 for the place in the block: told apart as well as the scheduler does.
                 root = blake2b(root + block.to_bytes(8, "big"), digest_size=8).digest()
-                hashes += [root + end for end in self._ends(place * block_tokens % self._size, block_tokens)]
+                hashes += _hashes(root, self._ends(place * block_tokens % self._size, block_tokens))
             del hashes[full:]
         if len(hashes) < full:
             own = blake2b(uid.to_bytes(8, "big"), digest_size=8, person=b"own").digest()
-            hashes += [own + place.to_bytes(8, "big") for place in range(len(hashes), full)]
+            hashes += _hashes(own, np.arange(len(hashes), full, dtype=np.uint64))
         return Prompt([_FIRST + uid] * length, hashes)
 
-    def _ends_in(self, phase: int, tokens: int) -> list[bytes]:
+    def _ends_in(self, phase: int, tokens: int) -> Places:
         """Where KV blocks end within a block of so many ``tokens`` that begins ``phase`` tokens into one of them."""
-        return [end.to_bytes(8, "big") for end in range(self._size - phase, tokens + 1, self._size)]
+        return np.arange(self._size - phase, tokens + 1, self._size, dtype=np.uint64)
+
+
+def _hashes(root: bytes, places: Places) -> list[bytes]:
+    """A hash for each place behind a ``root`` of 64 bits: 64 that look random, then the root.
+
+    The first are the place and the root, mixed by SplitMix64's last step, so that they alone tell blocks apart too.
+    """
+    pairs = np.empty((len(places), 2), ">u8")
+    mixed = places * np.uint64(0x9E3779B97F4A7C15) + np.uint64(int.from_bytes(root, "big"))
+    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    pairs[:, 0] = mixed ^ mixed >> np.uint64(31)
+    pairs[:, 1] = int.from_bytes(root, "big")
+    data = pairs.tobytes()
+    return [data[start : start + 16] for start in range(0, len(data), 16)]
 
 
 def token(uid: int) -> int:

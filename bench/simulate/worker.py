@@ -99,6 +99,7 @@ class SimWorker:
         "_machine",
         "_running",
         "_seconds",
+        "begun",
         "gaps",
         "index",
         "on_step",
@@ -129,6 +130,8 @@ class SimWorker:
         # no first token yet.
         self.outstanding = 0
         self.unread = 0
+        # Whose first token came with the step that ended last.
+        self.begun: list[SimRequest] = []
 
     @property
     def idle(self) -> bool:
@@ -207,6 +210,7 @@ class SimWorker:
     def _take_in(self, plan: Plan[SimRequest], now: float) -> list[SimRequest]:
         """Commit a step. Who is through."""
         sampled, done = [], []
+        self.begun = []
         gaps = self.gaps
         if gaps is not None:
             self._serve(plan, gaps)
@@ -220,6 +224,7 @@ class SimWorker:
             times = request.times
             if not times:
                 self.unread -= request.prompt_len
+                self.begun.append(request)
                 if gaps is not None:
                     gaps.content(request.tenant)
             times.append(now)

@@ -12,7 +12,7 @@ from math import exp, inf
 
 from scheduler.placement.config import PlacementConfig
 from scheduler.placement.job import Decision, Job, Placed, Refused
-from scheduler.placement.policies import COSTS, Outlook, candidates
+from scheduler.placement.policies import COSTS, candidates
 from scheduler.placement.worker import Report, Sent, Worker, WorkerInfo
 from scheduler.prefix_index import Chain, PrefixIndex
 
@@ -20,6 +20,8 @@ from scheduler.prefix_index import Chain, PrefixIndex
 _BLOCKS = 65_536
 _LEAST_WEIGHT = 0.01
 _RETRY = 1.0
+# So many jobs that don't fit a worker's KV, and none behind them is tried.
+_TRIES = 4
 
 
 class _Waiting:
@@ -50,6 +52,9 @@ class Placer:
         self._unsettled: deque[tuple[float, str, Chain, int]] = deque()
         self._served: dict[str, float] = {}
         self._turn = 0
+        # Something happened since the last decision; and when to decide anyway.
+        self._changed = True
+        self._look_at = inf
         self._use = 0.0
         self._used_at = 0.0
 
@@ -85,11 +90,13 @@ class Placer:
             index = self._indexes[key] = PrefixIndex(exact=info.exact, fast=self._fast)
         index.add(info.name, max(1, info.kv_tokens // info.block_tokens) if info.kv_tokens else _BLOCKS)
         self.workers[info.name] = Worker(info, now)
+        self._changed = True
 
     def worker_down(self, name: str, now: float) -> list[Job]:
         """A worker has gone. The jobs that it had: they are forgotten, and may arrive again."""
         worker = self.workers.pop(name)
         self._index(worker).drop(name)
+        self._changed = True
         for uid in worker.sent:
             del self._where[uid]
         return [sent.job for sent in worker.sent.values()]
@@ -99,10 +106,12 @@ class Placer:
         worker = self.workers[name]
         worker.ready = ready
         worker.weight = min(max(weight, _LEAST_WEIGHT), 1.0)
+        self._changed = True
 
     def report(self, name: str, report: Report, now: float) -> None:
         """A worker says how busy it is."""
         self.workers[name].report(report, now)
+        self._changed = True
 
     # What workers cache.
 
@@ -129,12 +138,14 @@ class Placer:
         if job.uid in self._waiting or job.uid in self._where:
             raise ValueError(f"there is a job {job.uid!r} already")
         self._waiting[job.uid] = _Waiting(job)
+        self._changed = True
 
     def first_token(self, uid: int | str, now: float) -> None:
         """A job's prompt has been computed."""
         worker = self._where.get(uid)
         if worker is not None:
             worker.begun(uid, now)
+            self._changed = True
             self._expect_events(worker, worker.sent[uid], now)
 
     def progressed(self, uid: int | str, tokens: int, now: float) -> None:
@@ -149,6 +160,7 @@ class Placer:
         worker = self._where.pop(uid, None)
         if worker is not None:
             sent = worker.ended(uid, now)
+            self._changed = True
             if not sent.begun:
                 self._expect_events(worker, sent, now)
 
@@ -156,35 +168,45 @@ class Placer:
 
     def decide(self, now: float) -> list[Decision]:
         """Which of the jobs that arrived go where, now. To be asked after whatever has happened, and at `next_look`."""
-        self._settle(now)
-        if not self._waiting:
+        if self._unsettled:
+            self._settle(now)
+        if not self._waiting or (not self._changed and now < self._look_at):
             return []
+        self._changed = False
         workers = [worker for worker in self.workers.values() if worker.ready]
+        for worker in workers:
+            worker.reckon(self.config.step, self.config.decode)
         if self.config.policy == "held":
-            return [*self._refuse(workers, now), *self._release(workers, now)]
-        decisions: list[Decision] = []
+            decisions = [*self._refuse(workers, now), *self._release(workers, now)]
+            self._look_at = self._when_to_look(workers, now)
+            return decisions
+        decisions = []
         for entry in list(self._waiting.values()):
             able = self._able(entry.job, workers)
             if able:
                 self._look(entry, now)
-                best, expected = self._choose(entry, able, now)
-                late = self._late(entry.job, now + expected)
-                decisions.append(late or self._send(entry, best, expected, now))
+                few = candidates(self.config.policy, entry.job, able, self._turn)
+                left = {worker.name: worker.work_left(now) for worker in few}
+                best, hit, expected = self._choose(entry, few, left, self.price)
+                decisions.append(self._late(entry.job, now, expected) or self._send(entry, best, hit, expected, now))
         return decisions
 
     def next_look(self, now: float) -> float | None:
         """When to `decide` although nothing happens: a worker will have next to nothing left to do. None: never."""
-        if self.config.policy != "held" or not self._waiting:
-            return None
+        return self._look_at if self._waiting and self._look_at < inf else None
+
+    def _when_to_look(self, workers: list[Worker], now: float) -> float:
         limit = self.config.work_left
-        times = [worker.work_left(now) - limit for worker in self.workers.values() if worker.ready]
-        return now + max(min(times, default=_RETRY), 1e-3)
+        times = [left - limit for worker in workers if (left := worker.work_left(now)) >= limit]
+        return now + max(min(times, default=inf), 1e-3)
 
     def _release(self, workers: list[Worker], now: float) -> Iterable[Decision]:
-        config = self.config
+        """Plan those that wait, the next one first, and send those whose worker is about to have nothing to do."""
+        config, price = self.config, self.price
         left = {worker.name: worker.work_left(now) for worker in workers}
-        open_ = {name for name, seconds in left.items() if seconds < config.work_left}
-        if not open_:
+        free = {name for name, seconds in left.items() if seconds < config.work_left}
+        full = dict.fromkeys(free, 0)
+        if not free:
             return
         for entry in self._in_order(now)[: config.window * len(workers)]:
             able = self._able(entry.job, workers)
@@ -192,19 +214,20 @@ class Placer:
                 continue
             if now - entry.looked > config.refresh:
                 self._look(entry, now)
-            best = self._outlook(entry, able, left)
-            name = best.worker.name
-            expected = left[name] + best.work
+            best, hit, expected = self._choose(entry, able, left, price)
+            name = best.name
             left[name] = expected
-            if name not in open_:
+            if name not in free:
                 continue
-            if best.worker.fits(entry.job.prompt_tokens - best.hit + entry.job.output_tokens, config.kv_share):
-                yield self._send(entry, best, expected, now)
-                if left[name] >= config.work_left:
-                    open_.discard(name)
-            elif now - entry.job.arrival > config.patience:
-                open_.discard(name)
-            if not open_:
+            if best.fits(entry.job.prompt_tokens - hit + entry.job.output_tokens, config.kv_share):
+                yield self._send(entry, best, hit, expected, now)
+                if expected >= config.work_left:
+                    free.discard(name)
+            else:
+                full[name] += 1
+                if full[name] == _TRIES or now - entry.job.arrival > config.patience:
+                    free.discard(name)
+            if not free:
                 return
 
     def _in_order(self, now: float) -> list[_Waiting]:
@@ -230,51 +253,46 @@ class Placer:
         queue = self._in_order(now)
         for entry in queue:
             left += entry.work / len(workers)
-            if entry.job.deadline is not None and (late := self._late(entry.job, now + max(left, entry.work))):
+            if entry.job.deadline is not None and (late := self._late(entry.job, now, max(left, entry.work))):
                 left -= entry.work / len(workers)
                 yield late
 
-    def _late(self, job: Job, first: float) -> Refused | None:
-        if job.deadline is None or first <= job.deadline:
+    def _late(self, job: Job, now: float, expected: float) -> Refused | None:
+        late = now + expected - job.deadline if job.deadline is not None else 0.0
+        if late <= 0:
             return None
         del self._waiting[job.uid]
         self.refused += 1
-        return Refused(job, max(_RETRY, first - job.deadline))
+        return Refused(job, max(_RETRY, late))
 
-    def _choose(self, entry: _Waiting, workers: list[Worker], now: float) -> tuple[Outlook, float]:
-        chosen = candidates(self.config.policy, entry.job, workers, self._turn)
-        best = self._outlook(entry, chosen, {worker.name: worker.work_left(now) for worker in chosen})
-        return best, best.left + best.work
-
-    def _outlook(self, entry: _Waiting, workers: Iterable[Worker], left: dict[str, float]) -> Outlook:
-        """The best worker, as the policy sees it."""
-        job, step, weight = entry.job, self.config.step, self.config.decode
-        price, cost = self.price, self._cost
-        best: Outlook | None = None
+    def _choose(
+        self, entry: _Waiting, workers: Iterable[Worker], left: dict[str, float], price: float
+    ) -> tuple[Worker, int, float]:
+        """The best worker, as the policy sees it; how much is cached there; in how many seconds the prompt is read."""
+        job, hits, cost = entry.job, entry.hits, self._cost
+        best: Worker | None = None
         least = inf
         for worker in workers:
-            hit = entry.hits.get(worker.name, 0)
-            work = worker.work(job.prompt_tokens, hit) * worker.slowed(step) / worker.weight
-            reading = worker.speed.context * job.output_tokens
-            decode = weight * reading * (worker.context + worker.decoding * job.prompt_tokens)
-            seen = Outlook(worker, hit, left[worker.name], work, decode)
-            seconds = cost(job, seen, price)
+            name = worker.info.name
+            seconds = cost(job, worker, hits.get(name, 0), left[name], price)
             if seconds < least:
-                best, least = seen, seconds
+                best, least = worker, seconds
         assert best is not None
-        return best
+        hit = hits.get(best.name, 0)
+        return best, hit, left[best.name] + best.seconds(job.prompt_tokens, hit)
 
-    def _send(self, entry: _Waiting, seen: Outlook, expected: float, now: float) -> Placed:
-        job, worker, hit = entry.job, seen.worker, seen.hit
+    def _send(self, entry: _Waiting, worker: Worker, hit: int, expected: float, now: float) -> Placed:
+        job = entry.job
         del self._waiting[job.uid]
         self._turn += 1
         self._where[job.uid] = worker
-        worker.take(Sent(job, hit, seen.work * worker.weight, now))
+        work = worker.seconds(job.prompt_tokens, hit)
+        worker.take(Sent(job, hit, work * worker.weight, now))
         blocks = job.chains.get(worker.info.chain)
         if blocks is not None:
             self._index(worker).placed(worker.name, blocks, hit // worker.info.block_tokens)
-        self._serve(job.tenant, seen.work)
-        self._note_use(seen.work, now)
+        self._serve(job.tenant, work)
+        self._note_use(work, now)
         return Placed(job, worker.name, hit, expected)
 
     def _serve(self, tenant: str, seconds: float) -> None:

@@ -1,66 +1,52 @@
 """What does each policy look at? A few lines each: the cost of a worker for a job, of which the smallest wins.
 
 Seconds, where a policy reckons in seconds. A worker in its slow start (weight below 1) costs as if it were that much
-busier.
+slower or busier.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from scheduler.placement.job import Job
 from scheduler.placement.worker import Worker
 
-
-class Outlook(NamedTuple):
-    """A worker seen from a job: what of it is cached there, and how long what takes.
-
-    ``hit``: tokens. ``left``: seconds of prefill that the worker has before it. ``work``: seconds that the job's own
-    prefill takes beside the worker's decodes. ``decode``: seconds by which decodes, its own and the others', will be
-    slower for it.
-    """
-
-    worker: Worker
-    hit: int
-    left: float
-    work: float
-    decode: float
+Cost = Callable[[Job, Worker, int, float, float], float]
+"""What a worker costs a job: of whose prompt ``hit`` tokens are cached there, with ``left`` seconds of prefill before
+it, and a ``price`` of capacity."""
 
 
-Cost = Callable[[Job, Outlook, float], float]
-"""The cost of a worker, for a job, at a price of capacity."""
+def immediate(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+    """The wait; the work at the price of capacity, for what a hit spares is spared for everybody who comes after; and
+    what decoding costs, this one's beside the others and the others' beside this one."""
+    prompt = job.prompt_tokens
+    return left + price * worker.seconds(prompt, hit) + job.output_tokens * worker.reading(prompt)
 
 
-def immediate(job: Job, seen: Outlook, price: float) -> float:
-    """The wait, and the work at the price of capacity: what a hit spares is spared for everybody who comes after."""
-    return seen.left + price * seen.work + seen.decode
-
-
-def predicted_ttft(job: Job, seen: Outlook, price: float) -> float:
+def predicted_ttft(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
     """When the first token would come, as in Mooncake (Qin et al., FAST 2025)."""
-    return seen.left + seen.work
+    return left + worker.seconds(job.prompt_tokens, hit)
 
 
-def prefix_load(job: Job, seen: Outlook, price: float) -> float:
+def prefix_load(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
     """Prompt tokens to compute: those that wait there, and those of this job that aren't cached."""
-    return (seen.worker.unread + job.prompt_tokens - seen.hit) / seen.worker.weight
+    return (worker.unread + job.prompt_tokens - hit) / worker.weight
 
 
-def lmetric(job: Job, seen: Outlook, price: float) -> float:
+def lmetric(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
     """Prompt tokens to compute, times requests: no weight between the two is needed (LMetric, 2025)."""
-    return prefix_load(job, seen, price) * (seen.worker.requests + 1)
+    return (worker.unread + job.prompt_tokens - hit) * (worker.requests + 1) / worker.weight
 
 
-def least_load(job: Job, seen: Outlook, price: float) -> float:
-    """Seconds of prefill, and 0.15 k / (1 - k) for a KV cache that is used to a share k (SMG's least_load)."""
-    worker = seen.worker
+def least_load(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+    """Seconds of tokens, and 0.15 k / (1 - k) for a KV cache that is used to a share k (SMG's least_load)."""
     total = worker.kv_total
     used = min(worker.kv_used / total, 0.99) if total else 0.0
     return (worker.speed.token * (worker.unread + worker.context) + 0.15 * used / (1 - used)) / worker.weight
 
 
-def outstanding(job: Job, seen: Outlook, price: float) -> float:
+def outstanding(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
     """Requests under way."""
-    return (seen.worker.requests + 1) / seen.worker.weight
+    return (worker.requests + 1) / worker.weight
 
 
 COSTS: Final[Mapping[str, Cost]] = {

@@ -83,7 +83,9 @@ class Worker:
         "_context",
         "_decoding",
         "_learnt",
+        "_pace",
         "_pending",
+        "_reading",
         "_report",
         "_reported",
         "_since",
@@ -110,6 +112,8 @@ class Worker:
         self.need = 0
         self.tokens = 0
         self._learnt = info.speed is None
+        self._pace = 1.0
+        self._reading = 0.0
         self._report = Report()
         self._reported = now
         # Seconds of prefill of our jobs that have no first token yet; since when that hasn't been looked at.
@@ -173,17 +177,26 @@ class Worker:
         hit = min(hit, prompt - 1)
         return self.speed.token * (prompt - hit) + 0.5 * self.speed.pair * (prompt * prompt - hit * hit)
 
-    def decode_seconds(self) -> float:
-        """How long a step takes that does nothing but decode."""
-        if not self.decoding:
-            return 0.0
-        speed = self.speed
-        return speed.step + speed.context * self.context + speed.request * self.decoding
+    def seconds(self, prompt: int, hit: int) -> float:
+        """Seconds of prefill of a prompt beside this worker's decodes; more in a slow start."""
+        return self._pace * self.work(prompt, hit)
 
-    def slowed(self, step: float) -> float:
-        """How many times longer prefill takes because decodes have a share of each step, which lasts ``step``."""
-        decode = self.decode_seconds()
-        return min(1 + decode / max(step - decode, 0.25 * decode), _MOST_SLOWED) if decode else 1.0
+    def reading(self, prompt: int) -> float:
+        """Seconds, weighted, that decoding a token costs: the others' beside this prompt, and its own beside them."""
+        return self._reading * (self.context + self.decoding * prompt)
+
+    def reckon(self, step: float, weight: float) -> None:
+        """See how much decodes slow prefill down now. To be called before a decision.
+
+        Steps last ``step`` seconds while there is prefill to do. Decodes have their share of each step, so prefill has what is left. ``weight`` is that of a second of decoding.
+        """
+        speed, decoding = self.speed, self.decoding
+        self._reading = weight * speed.context
+        slowed = 1.0
+        if decoding:
+            decode = speed.step + speed.context * self.context + speed.request * decoding
+            slowed = min(1 + decode / max(step - decode, 0.25 * decode), _MOST_SLOWED)
+        self._pace = slowed / self.weight
 
     def work_left(self, now: float) -> float:
         """Seconds of prefill that it has still to do, in a slow start as if it were that much slower."""
