@@ -1,7 +1,8 @@
 """What happens when, in a simulated fleet? A queue of events: arrivals, ends of steps, and looks at the whole.
 
-At one moment arrivals come first, then idle workers wake, then steps end, then the gateway is asked; everything else is decided by the order of
-the workload and of the workers. So a simulation of the same workload, settings and seed is the same to the last bit.
+At one moment arrivals come first, then idle workers wake, then steps end, then the gateway is asked; everything else is
+decided by the order of the workload and of the workers. So a simulation of the same workload, settings and seed is the
+same to the last bit.
 """
 
 import gc
@@ -46,7 +47,7 @@ class Fleet:
         interval: float = 10.0,
         tenant_of: Callable[[Outline], str] = lambda outline: "",
     ) -> None:
-        """Idle workers with empty caches. ``placement``: a rule, or what makes a gateway. ``interval``: see `Series`."""
+        """Idle workers with empty caches. ``placement`` is a rule or makes a gateway; ``interval``: see `Series`."""
         self.workers = [SimWorker(index, setting) for index in range(workers)]
         self.gateway = placement(self.workers) if callable(placement) else AtOnce(placement, self.workers)
         if self.gateway.follows:

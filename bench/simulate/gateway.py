@@ -30,6 +30,7 @@ class Gateway(ABC):
     def arrived(self, request: SimRequest, now: float) -> None:
         """A request comes."""
 
+    @abstractmethod
     def stepped(self, worker: SimWorker, done: Sequence[SimRequest], now: float) -> None:
         """A worker's step has ended, and with it the requests that are ``done``."""
 
@@ -37,9 +38,9 @@ class Gateway(ABC):
     def decide(self, now: float) -> Iterator[tuple[SimRequest, int | None]]:
         """Which requests go to which worker now; None: to none, for it would be too late."""
 
+    @abstractmethod
     def next_look(self, now: float) -> float | None:
-        """When to be asked again though nothing happens."""
-        return None
+        """When to be asked again though nothing happens; None: never."""
 
 
 class AtOnce(Gateway):
@@ -53,10 +54,16 @@ class AtOnce(Gateway):
     def arrived(self, request: SimRequest, now: float) -> None:
         self._new.append(request)
 
+    def stepped(self, worker: SimWorker, done: Sequence[SimRequest], now: float) -> None:
+        pass
+
     def decide(self, now: float) -> Iterator[tuple[SimRequest, int | None]]:
         while self._new:
             request = self._new.pop(0)
             yield request, self._placement.place(request, self._workers, now)
+
+    def next_look(self, now: float) -> float | None:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,7 +188,8 @@ class Worker:
     def reckon(self, step: float, weight: float) -> None:
         """See how much decodes slow prefill down now. To be called before a decision.
 
-        Steps last ``step`` seconds while there is prefill to do. Decodes have their share of each step, so prefill has what is left. ``weight`` is that of a second of decoding.
+        Steps last ``step`` seconds while there is prefill to do, and decodes have their share of each, so prefill has
+        what is left. ``weight`` is that of a second of decoding.
         """
         speed, decoding = self.speed, self.decoding
         self._reading = weight * speed.context
