@@ -217,7 +217,7 @@ def _once(plan: "Plan", args: argparse.Namespace) -> int:
         result = measure(plan, args, folder)
         Console(highlight=False).print(render(result.summary))
     if args.out is not None:
-        _report(args.out)
+        report(args.out)
     if result.stopped:
         return INTERRUPTED
     if result.summary.invalid:
@@ -231,7 +231,7 @@ def _search(plan: "Plan", args: argparse.Namespace) -> int:
     with _folder(args.out) as folder:
         found, interrupted = run_sweep(plan, args, folder, lambda line: print(line, flush=True))
     if args.out is not None:
-        _report(args.out)
+        report(args.out)
     print(knee(found))
     late = [level.rate for level in found.levels if level.invalid]
     if interrupted:
@@ -239,11 +239,12 @@ def _search(plan: "Plan", args: argparse.Namespace) -> int:
     return _say(f"the client was too slow at {late[0]:g}/s: use more --processes", INVALID) if late else 0
 
 
-def _report(folder: Path) -> None:
+def report(folder: Path) -> None:
+    """Write the report beside the files of a run, if what draws it is installed; else say how to get it."""
     try:
         importlib.import_module("bench.load.report").write(folder)
     except ImportError as error:
-        print(f"penstock bench run: no plots, for want of {error.name}: pip install 'penstock[bench]'", file=sys.stderr)
+        print(f"penstock bench: no plots, for want of {error.name}: pip install 'penstock[bench]'", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,8 @@ class Window:
 
     Rows from ``start`` seconds of the trace on; their times are divided by ``speed`` and begin at 0. ``duration`` is in
     seconds of the run, so after ``speed``. ``limit`` counts requests. ``spread`` spaces evenly what came in one bucket
-    of a trace with coarse times, from its time to the next bucket's.
+    of a trace with coarse times, from its time to the next bucket's. Prompts and answers are cut to ``most_input`` and
+    ``most_output`` tokens.
     """
 
     start: float = 0.0
@@ -69,6 +70,8 @@ class Window:
     speed: float = 1.0
     limit: int | None = None
     spread: bool = False
+    most_input: int | None = None
+    most_output: int | None = None
 
 
 def read_trace(path: Path, window: Window = Window()) -> Iterator[TraceRow]:
@@ -87,7 +90,11 @@ def read_trace(path: Path, window: Window = Window()) -> Iterator[TraceRow]:
             continue
         if count == window.limit or (window.duration is not None and at >= window.duration):
             return
-        yield row._replace(at=at)
+        yield row._replace(
+            at=at,
+            input_tokens=min(row.input_tokens, window.most_input or row.input_tokens),
+            output_tokens=min(row.output_tokens, window.most_output or row.output_tokens),
+        )
         count += 1
 
 

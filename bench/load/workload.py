@@ -180,7 +180,7 @@ class Conversations(_Drawn):
 class Trace(Load):
     """The requests of a trace, at its own times unless ``arrivals`` are given: then its lengths and blocks only.
 
-    ``start``, ``speed`` and ``spread`` are those of `traces.Window`.
+    ``start``, ``speed``, ``spread``, ``most_input`` and ``most_output`` are those of `traces.Window`.
     """
 
     arrivals: Arrivals | None = None
@@ -188,17 +188,23 @@ class Trace(Load):
     start: float = 0.0
     speed: float = 1.0
     spread: bool = False
+    most_input: int | None = None
+    most_output: int | None = None
 
     @property
     def title(self) -> str:
         name = f"{self.path.name} ({kind_of(self.path)})"
+        if self.most_input or self.most_output:
+            name += f", at most {self.most_input or 'all'} in, {self.most_output or 'all'} out"
         if self.arrivals is not None:
             return f"{name}, {self.arrivals.title}"
         return name if self.speed == 1 else f"{name} x {self.speed:g}"
 
     def outlines(self) -> Iterator[Outline]:
         duration = self.duration if self.arrivals is None else None
-        window = Window(self.start, duration, self.speed, self.requests, self.spread)
+        window = Window(
+            self.start, duration, self.speed, self.requests, self.spread, self.most_input, self.most_output
+        )
         rows = read_trace(self.path, window)
         if self.arrivals is None:
             for index, row in enumerate(rows):
@@ -289,6 +295,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="space requests evenly between a trace's times where these are coarse, as Mooncake's: 3 s apart",
     )
+    trace.add_argument(
+        "--most-input",
+        type=_whole(1),
+        metavar="TOKENS",
+        help="cut longer prompts of the trace to so many tokens, for a model whose context is shorter; default: no cut",
+    )
+    trace.add_argument(
+        "--most-output", type=_whole(1), metavar="TOKENS", help="cut longer answers of the trace; default: no cut"
+    )
     text = parser.add_argument_group("what is asked: the text")
     text.add_argument(
         "--tokenizer",
@@ -336,6 +351,8 @@ def from_args(args: argparse.Namespace, *, prompts: bool = True) -> Load:
             start=0.0 if args.trace_start is None else parse_time(args.trace_start),
             speed=args.speed or 1.0,
             spread=args.spread,
+            most_input=args.most_input,
+            most_output=args.most_output,
         )
     arrivals = parse_arrivals(args.arrivals or ARRIVALS)
     endless = isinstance(arrivals, ClosedLoop) or arrivals.seconds == float("inf")
@@ -355,7 +372,13 @@ def from_args(args: argparse.Namespace, *, prompts: bool = True) -> Load:
 
 def _check_together(args: argparse.Namespace) -> None:
     if args.trace is None:
-        alone = {"--speed": args.speed, "--trace-start": args.trace_start, "--spread": args.spread or None}
+        alone = {
+            "--speed": args.speed,
+            "--trace-start": args.trace_start,
+            "--spread": args.spread or None,
+            "--most-input": args.most_input,
+            "--most-output": args.most_output,
+        }
         wanted = "--trace FILE"
     else:
         named = ("input", "output", "shared_prefix", "groups", "turns", "think")

@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="PATH",
-        help="keep the requests (records.jsonl), the summary (summary.json, summary.txt) and the fleet over time "
-        "(series.json) in this folder; with --calibrate, --figures and --validate, the file to write. Default: only "
+        help="keep the requests (records.jsonl), the summary (summary.json, summary.txt), the fleet over time "
+        "(series.json) and the report in this folder; with --calibrate, --figures and --validate, the file to write. Default: only "
         "print the summary",
     )
     _add_modes(parser)
@@ -114,7 +114,7 @@ def _add_scheduling(parser: argparse.ArgumentParser) -> None:
         default="ours",
         metavar="NAME",
         help="ours, fcfs-2048, fcfs-8192 (vLLM's way), longest-prefix (SGLang's), sarathi-512, or 'without IDEA' "
-        "where IDEA is time_budget, deadlines, fairness, prefix_order, lookahead or prefix_cache (default: ours)",
+        "where IDEA is time_budget, deadlines, fairness, order, lookahead or prefix_cache (default: ours)",
     )
     group.add_argument(
         "--set",
@@ -151,7 +151,7 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         "--validate",
         action="store_true",
         help="don't just simulate: serve three workloads with the real engine on this machine's CPU as well, and print "
-        "what was predicted beside what was measured; some minutes on an idle machine",
+        "what was predicted beside what was measured; half a minute a round on an idle machine",
     )
     group.add_argument(
         "--figures",
@@ -160,6 +160,13 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         metavar="TRACE",
         help="compare all ways of scheduling one worker, with the lengths of these traces (default: made up); half "
         "an hour for two traces and 4,000 requests",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive(int),
+        default=5,
+        metavar="N",
+        help="--validate: how often everything is measured; medians count (default: 5)",
     )
     parser.add_argument(
         "--model",
@@ -192,6 +199,7 @@ def run(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from bench.load.run import report
     from bench.load.summary import parse_slo, render
     from bench.simulate.run import extras_text, simulate
 
@@ -205,6 +213,8 @@ def _simulate(args: argparse.Namespace) -> int:
         summary, extras = simulate(args, load, setting, slo, folder, _Shown(load))
         Console(highlight=False).print(render(summary))
     print(extras_text(extras), end="")
+    if args.out is not None:
+        report(args.out)
     return 0 if summary.outcomes.get("ok") else _fail("no request was answered", 1)
 
 
@@ -266,7 +276,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from bench.simulate.validate import page, validate
 
-    result = validate(_real(args), _say, seed=args.seed)
+    result = validate(_real(args), _say, seed=args.seed, rounds=args.rounds)
     return _keep(args.out, result, page(result))
 
 

@@ -90,6 +90,16 @@ def test_a_window_has_a_start_a_duration_a_speed_and_a_limit(tmp_path: Path) -> 
     assert not list(read_trace(path, Window(start=60)))
 
 
+def test_long_prompts_and_answers_can_be_cut(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        '{"timestamp": 0, "input_length": 1500, "output_length": 9, "hash_ids": [1, 2, 3]}\n'
+        '{"timestamp": 1, "input_length": 100, "output_length": 90, "hash_ids": [1]}\n'
+    )
+    rows = list(read_trace(path, Window(most_input=600, most_output=20)))
+    assert [(row.input_tokens, row.output_tokens) for row in rows] == [(600, 9), (100, 20)]
+
+
 def test_buckets_are_spread_up_to_the_next_one(tmp_path: Path) -> None:
     rows = list(read_trace(written(tmp_path, MOONCAKE), Window(spread=True)))
     assert [row.at for row in rows] == [0, 1, 2, 3]
