@@ -41,6 +41,8 @@ class ChatForm:
         return b"".join(self._events.role(index) for index in range(self._request.n or 1))
 
     def delta(self, index: int, delta: Delta) -> bytes:
+        if not self._plain:
+            self._counts[index] = delta.completion_tokens
         parts = delta.parts
         if parts is None:
             text = delta.text
@@ -57,7 +59,7 @@ class ChatForm:
     def finish(self, answer: Answer) -> bytes:
         stop = msgspec.UNSET if answer.stop_string is None else answer.stop_string
         choice = chat.ChunkChoice(answer.index, chat.Delta(), answer.reason, stop_reason=stop)
-        return self._events.event(choice, **self._usage_so_far(answer.index, None))
+        return self._events.event(choice, **self._usage_so_far())
 
     def end(self, usage: Usage) -> bytes:
         return (self._events.usage(usage) if self._request.include_usage else b"") + DONE
@@ -118,14 +120,12 @@ class ChatForm:
             logprobs=self._names.chat(tokens) if request.logprobs and tokens else None,
             token_ids=_ids(tokens) if request.return_token_ids else msgspec.UNSET,
         )
-        return self._events.event(choice, **self._usage_so_far(index, delta))
+        return self._events.event(choice, **self._usage_so_far())
 
-    def _usage_so_far(self, index: int, delta: Delta | None) -> dict[str, Usage]:
+    def _usage_so_far(self) -> dict[str, Usage]:
         """The chunk's ``usage``, where every chunk is to have one."""
         if not self._request.continuous_usage or self._prompt is None:
             return {}
-        if delta is not None:
-            self._counts[index] = delta.completion_tokens
         prompt = self._prompt
         return {
             "usage": Usage.of(

@@ -41,9 +41,9 @@ class CompletionForm:
     def delta(self, index: int, delta: Delta) -> bytes:
         if self._plain:
             return self._events.text(delta.text, index) if delta.text else b""
+        self._counts[index] = delta.completion_tokens
         if not delta.text and not delta.tokens:
             return b""
-        self._counts[index] = delta.completion_tokens
         choice = completions.CompletionChoice(
             index,
             delta.text,
