@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="keep the requests (records.jsonl), the summary (summary.json, summary.txt), the fleet over time "
-        "(series.json) and the report in this folder; with --calibrate, --figures and --validate, the file to write. Default: only "
-        "print the summary",
+        "(series.json) and the report in this folder; with --calibrate, --figures and --validate, the file to write. "
+        "Default: only print the summary",
     )
     _add_modes(parser)
 
