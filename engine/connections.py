@@ -36,6 +36,7 @@ from engine.link import (
     proof_of_gateway,
     proof_of_worker,
 )
+from engine.options import WorkerOptions
 
 _READ_SIZE: Final = 256 * 1024
 # A gateway that reads nothing while this much waits for it has stalled: it is cut off, so that memory stays bounded.
@@ -129,6 +130,10 @@ class Connections:
         self.alive: list[Connection] = []
         self.closed: list[Connection] = []
         self.arrived: list[Connection] = []
+
+    def fileno(self) -> int:
+        """Becomes readable when `poll` has something to do: for whoever waits in an event loop."""
+        return self._selector.fileno()
 
     def wake_on(self, descriptor: int) -> None:
         """Let `poll` return early when this descriptor becomes readable too."""
@@ -349,6 +354,39 @@ class Connections:
                 self.closed.append(connection)
             else:
                 self._strangers.remove(connection)
+
+
+def listen(options: WorkerOptions) -> Connections:
+    """Listen as a worker's options say.
+
+    Raises:
+        OSError: the address can't be listened on, or a file of TLS' can't be read.
+        ValueError: the secret isn't set, or an address that others can reach has none.
+    """
+    return Connections(options.listen, secret=_secret(options), tls=_tls(options))
+
+
+def _secret(options: WorkerOptions) -> bytes:
+    """What gateways must know: the value of the environment variable that the options name.
+
+    Raises:
+        ValueError: it isn't set.
+    """
+    if options.secret_env is None:
+        return b""
+    secret = os.environ.get(options.secret_env, "")
+    if not secret:
+        raise ValueError(f"--secret-env {options.secret_env}: this environment variable is empty or not set")
+    return secret.encode()
+
+
+def _tls(options: WorkerOptions) -> ssl.SSLContext | None:
+    if options.tls_cert is None:
+        return None
+    try:
+        return server_tls(options.tls_cert, options.tls_key)
+    except OSError as error:
+        raise OSError(f"--tls-cert {options.tls_cert}, --tls-key {options.tls_key}: {error}") from error
 
 
 def server_tls(cert: str, key: str | None) -> ssl.SSLContext:

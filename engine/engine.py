@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # Prefill that one step computes at most: bounds the memory that a step takes beside weights and KV cache.
 _BATCH_TOKENS = 8192
+_BLOCK_SIZE = 16
 # Every device has a kernel for bfloat16, which is half the bytes of float32.
 _DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -81,6 +82,7 @@ class Engine:
             )
         if options.threads:
             torch.set_num_threads(options.threads)
+        block_size = options.block_size or _BLOCK_SIZE
         rounded = options.quantization
         if fault := quantization_fault(rounded, device):
             raise ValueError(f"--quantization {fault}")
@@ -96,27 +98,27 @@ class Engine:
         )
         budget = kv_budget(
             device=device.type,
-            bytes_per_block=kv_bytes_per_block(config, options.block_size, kv_dtype, device),
-            block_size=options.block_size,
+            bytes_per_block=kv_bytes_per_block(config, block_size, kv_dtype, device),
+            block_size=block_size,
             longest=longest,
             max_model_len=options.max_model_len,
             max_running=max_running,
             asked=options.kv_memory,
             gpu_share=options.gpu_memory,
-            step_bytes=step_bytes(model, options.block_size, limits) if on_gpu and not options.kv_memory else 0,
+            step_bytes=step_bytes(model, block_size, limits) if on_gpu and not options.kv_memory else 0,
         )
-        tokens = budget.blocks * options.block_size
+        tokens = budget.blocks * block_size
         log.info("KV cache: %.0f MiB, %s tokens (%s)", budget.bytes / 2**20, f"{tokens:,}", budget.reason)
         if options.max_model_len is None and budget.max_model_len < longest:
             log.info("context: %s of the model's %s tokens, as the KV cache holds", budget.max_model_len, longest)
         runner: Runner
         if on_gpu:
             limits = replace(limits, max_model_len=budget.max_model_len)
-            runner = DeviceRunner(model, budget.blocks, options.block_size, limits, kv_dtype=kv_dtype)
+            runner = DeviceRunner(model, budget.blocks, block_size, limits, kv_dtype=kv_dtype)
         else:
-            runner = HostRunner(model, budget.blocks, options.block_size)
+            runner = HostRunner(model, budget.blocks, block_size)
         runner.warm_up(progress)
-        pool = BlockPool(budget.blocks, options.block_size, record_events=options.kv_events is not None)
+        pool = BlockPool(budget.blocks, block_size, record_events=options.kv_events is not None)
         scheduling = SchedulerConfig(
             max_running=max_running,
             max_batch_tokens=limits.max_batch_tokens,

@@ -105,6 +105,18 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     ids: list[int]
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag="load_adapter"):
+    """Make the LoRA adapter in ``folder`` (PEFT's format, on the worker's host) what requests can name as ``adapter``.
+
+    ``id`` is one as `Submit` has, and the end is a request's: an `Output` without tokens whose finish is ``stop``, or
+    `Failed`. To load again what is loaded already is no fault.
+    """
+
+    id: int
+    name: str
+    folder: str
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Finish what was submitted, refuse what comes, then exit with status 0."""
 
@@ -164,6 +176,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """What one step brought one request: its new tokens, each with log-probability and entropy (nats).
 
     The log-probability and the entropy are those of the model's own distribution, before temperature and filters.
+    ``entropies`` is empty where the engine doesn't know them, as vLLM doesn't.
     ``cached`` (prompt tokens found in the prefix cache) and ``queued`` (seconds from arrival to the first step)
     are set on a request's first output only, and so is ``prompt``, where it was asked for. ``top_tokens`` and
     ``top_logprobs`` have, for each token, the likeliest ones in its place, the likeliest first, if any were asked for.
@@ -250,7 +263,7 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     proof: bytes
 
 
-ToWorker = Submit | Abort | Drain | Proof
+ToWorker = Submit | Abort | Drain | Proof | LoadAdapter
 ToGateway = Progress | Hello | Step | Load | Failed | Challenge | Welcome
 
 _encoder = msgspec.msgpack.Encoder()

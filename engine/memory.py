@@ -51,7 +51,7 @@ def kv_budget(
     if asked is not None:
         blocks, reason = asked // bytes_per_block, "as asked"
     else:
-        room, reason = _gpu_room(gpu_share, step_bytes) if device == "cuda" else _cpu_room()
+        room, reason = _gpu_room(gpu_share, step_bytes) if device == "cuda" else cpu_room()
         blocks = room // bytes_per_block
         if blocks > usable:
             blocks, reason = usable, f"all that {max_running} requests of {context} tokens can use"
@@ -76,7 +76,8 @@ def _gpu_room(share: float, step_bytes: int) -> tuple[int, str]:
     )
 
 
-def _cpu_room() -> tuple[int, str]:
+def cpu_room() -> tuple[int, str]:
+    """Bytes that a KV cache in main memory may take, and how that comes about."""
     free = available_memory()
     room = min(int(free * _CPU_SHARE), _CPU_CEILING)
     return room, f"{room / free:.0%} of the {free / 2**30:.1f} GiB free"

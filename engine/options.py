@@ -5,11 +5,17 @@ Importing this module is cheap: torch comes in only when `run` does.
 """
 
 import argparse
+import os
 import re
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 
 from engine.link import parse_address
+
+VLLM_START: Final = ("-P", "-E", str(Path(__file__).resolve().parent / "vllm" / "__main__.py"))
+"""How a Python starts a worker whose engine is vLLM; the worker's options follow. See `engine.vllm.__main__`."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -21,6 +27,7 @@ class WorkerOptions:
     listen: str
     model: str | None = None
     name: str | None = None
+    engine: Literal["native", "vllm"] = "native"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     quantization: Literal["none", "int8", "fp8"] = "none"
@@ -29,7 +36,7 @@ class WorkerOptions:
     kv_memory: int | None = None
     kv_dtype: Literal["auto", "fp8"] = "auto"
     gpu_memory: float = 0.9
-    block_size: int = 16
+    block_size: int | None = None
     threads: int | None = None
     ttft: float = 1.0
     tpot: float = 0.05
@@ -38,6 +45,9 @@ class WorkerOptions:
     secret_env: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    vllm_python: str | None = None
+    vllm_args: str | None = None
+    adapters: int = 0
     parent_pid: int | None = None
 
 
@@ -70,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where gateways connect: unix:/path/to.sock, or tcp://0.0.0.0:9100, which needs --secret-env",
     )
     add("--name", help="the model's name for clients; default: that of the folder")
+    add(
+        "--engine",
+        choices=["native", "vllm"],
+        default="native",
+        help="what runs the model: Penstock's own engine, or vLLM, which must be installed (default: native)",
+    )
     add(
         "--device",
         choices=["auto", "cpu", "cuda"],
@@ -123,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the GPU's memory, that the worker takes in all: weights, KV cache and what a step needs; --kv-memory "
         "goes first (default: 0.9)",
     )
-    add("--block-size", metavar="TOKENS", type=_positive, default=16, help="of a KV cache block (default: 16)")
+    add("--block-size", metavar="TOKENS", type=_positive, help="of a KV cache block; default: 16, or vLLM's own")
     add("--threads", metavar="N", type=_positive, help="for the model's arithmetic; default: every core")
     add("--ttft", metavar="SECONDS", type=_seconds, default=1.0, help="when a first token is due (default: 1)")
     add(
@@ -148,6 +164,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tls-cert", metavar="FILE", help="speak TLS with this certificate, in PEM with its chain")
     add("--tls-key", metavar="FILE", help="the certificate's key, in PEM; default: it is in the same file")
     add(
+        "--vllm-python",
+        metavar="FILE",
+        help="with --engine vllm: the Python that has vLLM, where it lives in an environment of its own; default: the "
+        "one that runs this",
+    )
+    add(
+        "--vllm-args",
+        metavar="JSON",
+        help='with --engine vllm: more of vLLM\'s own engine arguments, such as {"tensor_parallel_size": 2}',
+    )
+    add(
+        "--adapters",
+        metavar="N",
+        type=_positive,
+        default=0,
+        help="with --engine vllm: most LoRA adapters that one step may use; default: none, which is faster",
+    )
+    add(
         "--parent-pid",
         metavar="PID",
         type=_positive,
@@ -162,12 +196,24 @@ def from_args(args: argparse.Namespace) -> WorkerOptions:
 
 def run(args: argparse.Namespace) -> int:
     """Run a worker with the options in ``args``; returns its exit status."""
+    if args.engine == "vllm":
+        return _become_vllm(args.vllm_python or sys.executable)
     from engine.threads import bound_spinning
 
     bound_spinning()
     from engine.worker import run_worker
 
     return run_worker(from_args(args))
+
+
+def _become_vllm(python: str) -> int:
+    """Go on as the worker that vLLM has, with the words of our own command line."""
+    words = sys.argv[2:] if sys.argv[1:2] == ["worker"] else sys.argv[1:]
+    try:
+        os.execv(python, [python, *VLLM_START, *words])
+    except OSError as error:
+        print(f"penstock: error: --vllm-python {python}: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _address(text: str) -> str:

@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import signal
-import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from llguidance import LLMatcher
 from engine.checks import Fault, fault_of
 from engine.compiling import Compiling
 from engine.config import ModelFault
-from engine.connections import Connection, Connections, server_tls
+from engine.connections import Connection, listen
 from engine.engine import Engine
 from engine.events import KvEventPublisher
 from engine.heartbeat import Heartbeat
@@ -39,6 +38,7 @@ from engine.link import (
     Failed,
     Hello,
     Load,
+    LoadAdapter,
     Output,
     Progress,
     Step,
@@ -77,7 +77,7 @@ class Worker:
         self._next_uid = 0
         self._last_load: Load | None = None
         self._load_due = 0.0
-        self._connections = Connections(options.listen, secret=_secret(options), tls=_tls(options))
+        self._connections = listen(options)
         self._heartbeat = Heartbeat(self._connections)
         self._compiling = Compiling()
         self._events: KvEventPublisher | None = None
@@ -135,6 +135,9 @@ class Worker:
                     self._submit(connection, message)
                 case Abort():
                     self._abort(connection, message)
+                case LoadAdapter():
+                    why = "--engine native has no adapters; --engine vllm does"
+                    self._connections.send(connection, Failed(message.id, "invalid_request", why))
                 case Drain():
                     self.drain()
         for connection in self._connections.arrived:
@@ -354,29 +357,6 @@ def _embedding(request: int, job: Job) -> Output:
 def _queued(job: Job) -> float:
     """Seconds from a job's arrival to its first step."""
     return 0.0 if job.first_scheduled is None else max(0.0, job.first_scheduled - job.arrival)
-
-
-def _secret(options: WorkerOptions) -> bytes:
-    """What gateways must know: the value of the environment variable that the options name.
-
-    Raises:
-        ValueError: it isn't set.
-    """
-    if options.secret_env is None:
-        return b""
-    secret = os.environ.get(options.secret_env, "")
-    if not secret:
-        raise ValueError(f"--secret-env {options.secret_env}: this environment variable is empty or not set")
-    return secret.encode()
-
-
-def _tls(options: WorkerOptions) -> ssl.SSLContext | None:
-    if options.tls_cert is None:
-        return None
-    try:
-        return server_tls(options.tls_cert, options.tls_key)
-    except OSError as error:
-        raise OSError(f"--tls-cert {options.tls_cert}, --tls-key {options.tls_key}: {error}") from error
 
 
 def run_worker(options: WorkerOptions) -> int:
