@@ -2,6 +2,7 @@
 
 Blocks are known by chained hashes: equal ones mean equal beginnings, up to and including that block. What is hashed is
 the caller's business: a worker's own token blocks, or chunks of a text for workers that are only spoken to over HTTP.
+But their low bits must look random, as those of any decent hash do: that is where in the table they go.
 
 An *exact* worker says what it stores and removes (KV events), and the index follows. What was placed there and isn't
 confirmed yet is *expected*: it counts as cached, until it is settled. Of any other worker the index remembers what was
