@@ -49,6 +49,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
 _ANTHROPIC: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 _find: Final = Routes(ROUTES).find
 _WHILE_DRAINING: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
+_OPEN: Final = _WHILE_DRAINING | {"/openapi.json"}  # to everybody, key or not
 _CLIENT_GONE: Final = 499  # nginx's status for it, in metrics only
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class App:
         try:
             if context.draining and endpoint not in _WHILE_DRAINING:
                 raise _shutting_down()
+            if endpoint not in _OPEN and not exchange.background:
+                context.keys.check(exchange.authorization)
             await _handler(endpoint, exchange)(context, exchange)
             outcome = "ok"
         except ClientGone:

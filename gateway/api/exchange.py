@@ -42,6 +42,7 @@ class Exchange:
         "_content_length",
         "_receive",
         "_send",
+        "authorization",
         "background",
         "complete",
         "content_type",
@@ -72,13 +73,17 @@ class Exchange:
         self.fault_events: Callable[[errors.ApiError], bytes] = sse.error_event
         self.headers: list[tuple[bytes, bytes]] = []
         self._content_length: int | None = None
-        self.content_type = b""
+        self.content_type = self.authorization = b""
         request_id = b""
         for name, value in scope["headers"]:
             if name == b"x-request-id":
                 request_id = value
             elif name == b"content-length" and value.isdigit():
                 self._content_length = int(value)
+            elif name == b"authorization":
+                self.authorization = value
+            elif name == b"x-api-key":  # Anthropic's way
+                self.authorization = b"Bearer " + value
             elif name == b"content-type":
                 self.content_type = value
         self.request_id = (

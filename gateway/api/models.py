@@ -12,12 +12,19 @@ _encode = msgspec.json.Encoder().encode
 
 async def list_models(context: Context, exchange: Exchange) -> None:
     """``GET /v1/models``: what is served here."""
-    await exchange.reply(200, _encode(ModelList([_shown(model) for model in context.models.values()])))
+    await exchange.reply(200, _encode(ModelList([*map(_shown, context.models.values()), *_passed(context)])))
 
 
 async def show_model(context: Context, exchange: Exchange) -> None:
     """``GET /v1/models/NAME``: one model of those served here. A name may have slashes in it."""
-    await exchange.reply(200, _encode(_shown(context.model(exchange.params["model"]))))
+    name = exchange.params["model"]
+    found = next((model for model in _passed(context) if model.id == name), None)
+    await exchange.reply(200, _encode(found or _shown(context.model(name))))
+
+
+def _passed(context: Context) -> list[Model]:
+    """The models of upstreams. When they were made is theirs to know."""
+    return [Model(name, 0) for name in context.upstreams.names()] if context.upstreams is not None else []
 
 
 def _shown(model: ServedModel) -> Model:

@@ -58,6 +58,30 @@ METRICS: Final[dict[str, Metric]] = {
         "counter", "Those of the prompt tokens that the worker found in its prefix cache.", ("model",)
     ),
     "penstock_output_tokens_total": Metric("counter", "Tokens that the worker generated.", ("model",)),
+    "penstock_retries_total": Metric("counter", "Requests sent to another upstream because the first one failed."),
+    "penstock_hedges_total": Metric("counter", "Requests sent to a second upstream because the first one was late."),
+    "penstock_hedges_won_total": Metric("counter", "Those of the hedges that answered first."),
+    "penstock_breaker_openings_total": Metric("counter", "How often an upstream's circuit breaker opened."),
+    "penstock_upstream_requests_total": Metric(
+        "counter",
+        "Requests sent to an upstream. outcome: answered; refused (429); failed (5xx, or no answer); abandoned (the "
+        "client left, or another upstream was quicker).",
+        ("upstream", "outcome"),
+    ),
+    "penstock_upstream_in_flight": Metric("gauge", "Requests that an upstream is answering for us.", ("upstream",)),
+    "penstock_upstream_up": Metric("gauge", "1 if an upstream answered the last probe, else 0.", ("upstream",)),
+    "penstock_upstream_breaker": Metric(
+        "gauge", "An upstream's circuit breaker: 0 closed, 1 half-open, 2 open.", ("upstream",)
+    ),
+    "penstock_upstream_running": Metric("gauge", "Requests running, by the upstream's own metrics.", ("upstream",)),
+    "penstock_upstream_waiting": Metric("gauge", "Requests waiting, by the upstream's own metrics.", ("upstream",)),
+    "penstock_upstream_kv_used_ratio": Metric(
+        "gauge", "Share of the KV cache in use, by the upstream's own metrics.", ("upstream",)
+    ),
+    "penstock_requests_moved_total": Metric(
+        "counter", "Answers that another worker went on with because theirs was lost.", ("model",)
+    ),
+    "penstock_requests_held": Metric("gauge", "Requests that the gateway has not sent to a worker yet.", ("model",)),
     "penstock_worker_up": Metric("gauge", "1 while the worker can take requests, else 0.", ("worker",)),
     "penstock_worker_restarts_total": Metric("counter", "Workers started again after they died.", ("worker",)),
     "penstock_worker_waiting": Metric("gauge", "Requests waiting in the worker.", ("worker",)),
@@ -146,6 +170,8 @@ class Metrics:
         self._prompt_tokens = self._counter("penstock_prompt_tokens_total")
         self._cached_tokens = self._counter("penstock_cached_tokens_total")
         self._output_tokens = self._counter("penstock_output_tokens_total")
+        self.moved = self._counter("penstock_requests_moved_total")
+        self.held = self._gauge("penstock_requests_held")
         self._up = self._gauge("penstock_worker_up")
         self._restarts = self._counter("penstock_worker_restarts_total")
         self._load = {

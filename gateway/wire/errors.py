@@ -28,6 +28,9 @@ ERROR_CODES: Final[dict[str, str]] = {
     "method_not_allowed": "The path exists, but not for this method; the `Allow` header lists those that it has.",
     "conflict": "What was asked of an object can't be done in the state that it is in.",
     "overloaded": "The queue is full; the `Retry-After` header says when to try again, in seconds.",
+    "invalid_api_key": "No API key was sent, or none that is known here.",
+    "bad_upstream": "The upstream answered with something that is no answer, or broke off in the middle of one.",
+    "upstream_timeout": "The upstream did not begin its answer in time, or fell silent in the middle of it.",
     "unavailable": "No worker can answer now: it is starting, draining, or has just died.",
     "internal_error": "A fault of the server.",
 }
@@ -246,6 +249,21 @@ def unavailable(message: str, retry_after: float | None = None) -> ApiError:
     """503: nobody can answer now; ``message`` says why."""
     headers = {} if retry_after is None else {"retry-after": str(max(1, math.ceil(retry_after)))}
     return ApiError(503, message, type="server_error", code="unavailable", headers=headers)
+
+
+def invalid_key(message: str) -> ApiError:
+    """401: the client may not ask."""
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def bad_upstream(message: str) -> ApiError:
+    """502: what the upstream sent is of no use."""
+    return ApiError(502, message, type="server_error", code="bad_upstream")
+
+
+def upstream_timeout(message: str) -> ApiError:
+    """504: the upstream took too long."""
+    return ApiError(504, message, type="server_error", code="upstream_timeout")
 
 
 def internal_error(message: str = "The server had a fault while it answered; it has been logged.") -> ApiError:

@@ -1,0 +1,134 @@
+"""Which targets should there be? URLs as given, all addresses behind a DNS name, and the lines of a watched file."""
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from gateway.fleet.upstream.address import Address, parse_url
+from gateway.fleet.upstream.targets import Targets
+
+_DNS: Final = "dns:"
+_FILE_EVERY: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Name(NamedTuple):
+    """A DNS name all of whose addresses are targets."""
+
+    host: str
+    port: int
+
+
+def parse_source(text: str) -> Address | Name:
+    """``http://HOST:PORT`` or ``dns:NAME:PORT``.
+
+    Raises:
+        ValueError: it is neither; the message says what would be right.
+    """
+    text = text.strip()
+    if not text.startswith(_DNS):
+        return parse_url(text)
+    host, _, port = text.removeprefix(_DNS).rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r}: write dns:NAME:PORT for all addresses of a name")
+    return Name(host, int(port))
+
+
+def parse_file(text: str) -> list[Address | Name]:
+    """A JSON list of strings, or one a line, where blank lines and those that begin with ``#`` mean nothing.
+
+    Raises:
+        ValueError: it is neither, or a line can't be understood; the message says which.
+    """
+    lines = text.splitlines()
+    if text.lstrip().startswith("["):
+        found = json.loads(text)
+        if not all(isinstance(one, str) for one in found):
+            raise ValueError("a JSON file of upstreams is a list of strings")
+        lines = found
+    stripped = (line.strip() for line in lines)
+    return [parse_source(line) for line in stripped if line and not line.startswith("#")]
+
+
+class Sources:
+    """Keeps `Targets` as they should be.
+
+    Args:
+        given: what is there for good.
+        file: a file with more, looked at each second; one that can't be read or understood changes nothing.
+    """
+
+    def __init__(self, targets: Targets, given: Sequence[Address | Name], file: Path | None = None) -> None:
+        self._targets = targets
+        self._given = list(given)
+        self._file = file
+        self._listed: list[Address | Name] = []
+        self._resolved: dict[Name, list[Address]] = {}
+        self._seen: tuple[int, int, int] | None = None
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled. `look` should have been called before."""
+        every = self._targets.options.resolve_every
+        since = 0.0
+        while True:
+            pause = min(_FILE_EVERY, every)
+            await asyncio.sleep(pause)
+            since += pause
+            await self.look(resolve=since >= every)
+            if since >= every:
+                since = 0.0
+
+    async def look(self, *, resolve: bool = True) -> None:
+        """Look once, and add and remove targets accordingly."""
+        changed = self._read_file()
+        names = [one for one in [*self._given, *self._listed] if isinstance(one, Name)]
+        for name in names:
+            if resolve or name not in self._resolved:
+                await self._resolve(name)
+                changed = True
+        if changed or resolve:
+            self._apply()
+
+    def _apply(self) -> None:
+        wanted: dict[Address, None] = {}
+        for one in [*self._given, *self._listed]:
+            wanted.update(dict.fromkeys([one] if isinstance(one, Address) else self._resolved.get(one, ())))
+        here = {target.address for target in self._targets}
+        for address in here - wanted.keys():
+            self._targets.remove(address)
+        for address in wanted:
+            self._targets.add(address)
+
+    def _read_file(self) -> bool:
+        """Read the file if it has changed. Whether it lists something else now."""
+        if self._file is None:
+            return False
+        try:
+            status = self._file.stat()
+            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if stamp == self._seen:
+                return False
+            self._seen = stamp
+            listed = parse_file(self._file.read_text())
+        except (OSError, ValueError) as error:
+            log.error("upstream-file=%s stays as it was: %s", self._file, error)
+            return False
+        changed = listed != self._listed
+        self._listed = listed
+        return changed
+
+    async def _resolve(self, name: Name) -> None:
+        """Look a name up. One that can't be resolved just now keeps its addresses."""
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.warning("dns:%s:%d can't be resolved: %s", name.host, name.port, error)
+            return
+        hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
+        self._resolved[name] = [Address(False, host, name.port, "") for host in hosts]

@@ -1,0 +1,428 @@
+"""What becomes of one request that passes through, from its last byte to its answer's?
+
+It is sent to a target and, until the first byte of an answer has come, to another one if that fails or (hedging) takes
+unusually long. Whoever answers first has it; the others' connections are closed at once. From then on the bytes of a
+stream go to the client as they come. Answers that are no streams are kept until they are complete, as long as they are
+small: until then they can still be had from somebody else.
+
+Nothing here waits: everything happens in what the two connections call. To continue a broken stream elsewhere, where
+upstreams accept token prompts, `Exchange.on_fault` is the place.
+"""
+
+import logging
+from asyncio import TimerHandle
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol
+
+from gateway.fleet.upstream.connection import Connection, Fault
+from gateway.fleet.upstream.target import Target
+from gateway.lane import heads
+from gateway.lane.placing import NO_PROMPT, Prompt
+from gateway.lane.scan import NO_TALLY, TAIL, skim, tally
+from gateway.lane.stream import Stream
+from gateway.telemetry.metrics import Outcome
+from gateway.wire import errors
+
+if TYPE_CHECKING:
+    from gateway.lane.lane import Lane
+
+CLIENT_GONE: Final = 499  # nginx's status for it, in metrics only
+_OVERLOADED: Final = frozenset({429, 502, 503, 504})
+"""Another target may do better. Not 500: what brings one server down should not be shown to all of them."""
+_KEPT: Final = 1 << 20  # bytes of an answer that is no stream; a longer one goes on as it comes
+_RETRY_AFTER: Final = 1.0  # seconds; what clients are told when nobody could answer
+
+log = logging.getLogger(__name__)
+
+
+class Client(Protocol):
+    """The connection that a request came on."""
+
+    def write(self, data: bytes) -> None: ...
+    def done(self, close: bool) -> None:
+        """The answer is complete; ``close``: nothing else may follow on this connection."""
+
+    def abort(self) -> None:
+        """Break the connection off: the answer can't be completed, and the client must see that."""
+
+
+class Exchange:
+    """One request. ``endpoint`` is its path; ``headers`` have lower-case names.
+
+    ``keep_alive`` and ``chunked`` tell what the client's HTTP can do.
+    """
+
+    __slots__ = (
+        "_attempts", "_body", "_chunked", "_client", "_forwarded", "_keep_alive", "_kept", "_lane", "_parts", "_queued",
+        "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "endpoint", "headers", "model",
+        "prompt", "request_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        lane: "Lane",
+        client: Client,
+        endpoint: str,
+        headers: list[tuple[bytes, bytes]],
+        keep_alive: bool,
+        chunked: bool,
+    ) -> None:
+        self._lane = lane
+        self._client = client
+        self.endpoint = endpoint
+        self.headers = headers
+        self.model = ""
+        self.request_id = b""
+        self._keep_alive = keep_alive
+        self._chunked = chunked
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._body = self._forwarded = b""
+        self.prompt: Prompt = NO_PROMPT
+        self._received = 0.0
+        self._attempts: list[Connection] = []
+        self._tried: list[Target] = []
+        self._winner: Connection | None = None
+        self._stream: Stream | None = None
+        self._kept: list[bytes] | None = None
+        self._retries = 0
+        self._queued = False
+        self._timer: TimerHandle | None = None
+
+    # What the client's connection calls
+
+    def take(self, part: bytes) -> bool:
+        """More of the body. False: it is too much, and `refuse` should follow."""
+        self._size += len(part)
+        self._parts.append(part)
+        return self._size <= self._lane.context.max_body
+
+    def start(self) -> None:
+        """The body is complete, and it is this request's turn."""
+        self._received = perf_counter()
+        self._lane.began(self)
+        try:
+            self._admit()
+        except errors.ApiError as error:
+            self._fail(error)
+
+    def refuse(self, error: errors.ApiError) -> None:
+        """Answer with an error, whether the body is complete or not."""
+        self._parts.clear()
+        self._received = perf_counter()
+        self._lane.began(self)
+        self._find_id()
+        self._fail(error)
+
+    def abandon(self) -> None:
+        """The client has left."""
+        self._close_attempts()
+        self._lane.context.metrics.disconnects.inc()
+        self._end(CLIENT_GONE, "disconnected")
+
+    def close_after(self) -> None:
+        """Let nothing follow this answer on the client's connection."""
+        self._keep_alive = False
+
+    def pause(self, paused: bool) -> None:
+        """The client doesn't read as fast as the answer comes, or does again."""
+        if self._winner is not None:
+            self._winner.pause(paused)
+
+    # What the lane calls
+
+    def interrupt(self, error: errors.ApiError) -> None:
+        """End it now, with an error."""
+        self._close_attempts()
+        self._break(error)
+
+    def expire(self, now: float) -> None:
+        """Give up attempts that have been silent for too long."""
+        options = self._lane.targets.options
+        for connection in list(self._attempts):
+            limit = options.idle if connection.heard else options.first_byte
+            if now - connection.last > limit:
+                what = "it fell silent in the middle of its answer" if connection.heard else "it did not answer"
+                connection.expire(Fault("timeout", f"{what}, for {limit:g} s"))
+
+    # The request
+
+    def _admit(self) -> None:
+        """Check the request, and send it off.
+
+        Raises:
+            ApiError: it can't be answered.
+        """
+        lane = self._lane
+        parts = self._parts
+        self._body = body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._find_id()
+        if lane.context.draining:
+            raise lane.shutting_down()
+        self._forwarded, authorization = heads.forwarded(self.headers, lane.passes_keys)
+        lane.context.keys.check(authorization)
+        skimmed = skim(body)
+        ready = lane.ready(skimmed.model, self._received)
+        self.model = skimmed.model
+        lane.enter_queue()
+        self._queued = True
+        self.prompt = prompt = lane.prompt(skimmed, body)
+        self._send(lane.placing.choose(ready, prompt, self._received))
+        if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
+            self._timer = lane.loop.call_later(delay, self._hedge)
+
+    def _find_id(self) -> None:
+        for name, value in self.headers:
+            if name == b"x-request-id":
+                self.request_id = heads.checked_id(value)
+                break
+        if not self.request_id:
+            self.request_id = self._lane.new_id()
+
+    # Attempts
+
+    def _send(self, target: Target, *, fresh: bool = False) -> None:
+        connection = target.connection(fresh=fresh)
+        target.in_flight += 1
+        target.breaker.began()
+        self._attempts.append(connection)
+        self._tried.append(target)
+        body = self._body
+        connection.send(
+            b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b"
+            % (target.head("POST", self.endpoint), self._forwarded, self.request_id, len(body), body),
+            self,
+        )
+
+    def _hedge(self) -> None:
+        """The first byte is late: ask another target as well, if the budget has one left."""
+        self._timer = None
+        now = perf_counter()
+        others = self._others(now)
+        if others and self._lane.take_hedge(now):
+            self._send(self._lane.placing.choose(others, self.prompt, now))
+
+    def _others(self, now: float) -> list[Target]:
+        return [target for target in self._lane.targets.ready(self.model, now) if target not in self._tried]
+
+    def _next(self, now: float) -> Target | None:
+        """Where to retry, if there is somewhere and the budget allows it."""
+        lane = self._lane
+        if self._retries >= lane.targets.options.retries:
+            return None
+        others = self._others(now)
+        if not others or not lane.take_retry(now):
+            return None
+        self._retries += 1
+        return lane.placing.choose(others, self.prompt, now)
+
+    def _drop(self, connection: Connection) -> None:
+        """``connection`` is no attempt of this request any more."""
+        self._attempts.remove(connection)
+        connection.target.in_flight -= 1
+        self._lane.placing.ended(connection.target, self.prompt, connection.last)
+
+    def _close_attempts(self, but: Connection | None = None) -> None:
+        """Close every connection at once, save one."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection in list(self._attempts):
+            if connection is not but:
+                connection.close()
+                connection.target.counts.abandoned += 1
+                connection.target.breaker.abandoned()
+                self._drop(connection)
+
+    # What connections to targets call
+
+    def on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
+        if self._winner is None:
+            if not data and not ended:
+                return  # a head alone promises nothing yet
+            if connection.status >= 300 and self._go_elsewhere(connection, ended):
+                return
+            self._win(connection)
+        if self._stream is not None:
+            self._stream.add(data, ended)
+            if ended:
+                self._finish(connection, self._stream.tail)
+        elif ended:
+            self._answer(connection, data)
+        else:
+            self._keep(connection, data)
+
+    def on_fault(self, connection: Connection, fault: Fault) -> None:
+        target = connection.target
+        self._drop(connection)
+        if fault.kind == "lost" and connection.reused and not connection.heard:
+            # It was closed before the request had reached it: nobody's fault, and nothing has been tried.
+            self._tried.remove(target)
+            target.breaker.abandoned()
+            self._send(target, fresh=True)
+            return
+        now = perf_counter()
+        target.counts.failed += 1
+        self._lane.target_failed(target, now)
+        log.warning("request=%s upstream=%s %s: %s", self.request_id.decode(), target.name, fault.kind, fault)
+        if self._stream is not None and self._stream.begun:
+            self._break(_no_answer(fault))
+            return
+        self._winner = self._stream = self._kept = None
+        if self._attempts:
+            return  # the hedge goes on
+        again = self._next(now)
+        if again is None:
+            self._fail(_no_answer(fault))
+        else:
+            self._send(again)
+
+    def _go_elsewhere(self, connection: Connection, ended: bool) -> bool:
+        """Whether another target is asked, because of this one's status."""
+        status, target, now = connection.status, connection.target, connection.last
+        if status >= 500:
+            self._lane.target_failed(target, now)
+        if status not in _OVERLOADED:
+            return False
+        again = None
+        if len(self._attempts) == 1 and (again := self._next(now)) is None:
+            return False
+        if status == 429:
+            target.counts.refused += 1
+        else:
+            target.counts.failed += 1
+        if not ended:
+            connection.close()
+        target.breaker.abandoned()
+        self._drop(connection)
+        if again is not None:
+            self._send(again)
+        return True
+
+    def _win(self, connection: Connection) -> None:
+        """The first byte: this connection's answer is the one."""
+        self._winner = connection
+        if self._timer is not None or len(self._attempts) > 1:
+            self._close_attempts(but=connection)
+        if self._queued:
+            self._queued = False
+            self._lane.leave_queue()
+        streamed = heads.is_event_stream(connection.headers)
+        if streamed:
+            self._stream = self._begin(connection, events=True)
+        self._lane.answering(self, connection, connection.last - self._received, streamed)
+
+    def _begin(self, connection: Connection, *, events: bool) -> Stream:
+        self._keep_alive = self._keep_alive and self._chunked
+        return Stream(self._client, self._head(connection, None), events=events, chunked=self._chunked)
+
+    def _head(self, connection: Connection, length: int | None) -> bytes:
+        return heads.response(
+            connection.status,
+            connection.headers,
+            self.request_id,
+            length=length,
+            chunked=self._chunked,
+            keep_alive=self._keep_alive,
+        )
+
+    def _keep(self, connection: Connection, data: bytes) -> None:
+        """Keep a part of an answer that is no stream, or begin to send it on if it is long."""
+        if self._kept is None:
+            self._kept = []
+        self._kept.append(data)
+        if sum(map(len, self._kept)) > _KEPT:
+            self._stream = self._begin(connection, events=False)
+            self._stream.add(b"".join(self._kept), ended=False)
+            self._kept = None
+
+    def _answer(self, connection: Connection, data: bytes) -> None:
+        """A whole answer, kept until now."""
+        if self._kept is not None:
+            data = b"".join([*self._kept, data])
+        status = connection.status
+        if status >= 300 and (replaced := _replacement(connection)) is not None:
+            self._drop(connection)
+            self._fail(replaced)
+            return
+        self._client.write(self._head(connection, len(data)) + data)
+        self._finish(connection, data[-TAIL:])
+
+    def _finish(self, connection: Connection, tail: bytes) -> None:
+        """The answer is complete, and ``tail`` its end."""
+        self._drop(connection)
+        status = connection.status
+        if self._stream is not None and not connection.framed and not tail.rstrip().endswith(b"[DONE]"):
+            self._lane.target_failed(connection.target, connection.last)
+            self._client.abort()  # the end of a connection tells the end of an answer from nothing
+            self._end(status, "failed")
+            return
+        self._lane.answered(self, connection, tally(tail) if status == 200 else NO_TALLY)
+        self._end(status, "ok" if status < 400 else outcome(status))
+        self._client.done(not self._keep_alive)
+
+    # The end
+
+    def _break(self, error: errors.ApiError) -> None:
+        """There won't be (more of) an answer: say so in the way that is still possible."""
+        stream = self._stream
+        if stream is None or not stream.begun:
+            self._fail(error)
+        elif stream.events:
+            stream.break_off(error)
+            self._end(200, "failed")
+            self._client.done(not self._keep_alive)
+        else:
+            self._client.abort()
+            self._end(200, "failed")
+
+    def _fail(self, error: errors.ApiError) -> None:
+        """Answer with an error."""
+        if error.headers.get("connection") == "close":
+            self._keep_alive = False
+        self._client.write(heads.error(error, self.request_id, self._keep_alive))
+        self._end(error.status, outcome(error.status))
+        self._client.done(not self._keep_alive)
+
+    def _end(self, status: int, outcome: Outcome) -> None:
+        if self._queued:
+            self._queued = False
+            self._lane.leave_queue()
+        self._lane.ended(self, status, outcome, perf_counter() - self._received)
+
+
+def outcome(status: int) -> Outcome:
+    """What an answer with an error's ``status`` counts as."""
+    if status == 429:
+        return "refused"
+    return "invalid" if status < 500 else "failed"
+
+
+def _no_answer(fault: Fault) -> errors.ApiError:
+    """What a client is told when no target answered."""
+    if fault.kind == "garbage":
+        return errors.bad_upstream(f"The upstream's answer can't be used: {fault}.")
+    if fault.kind == "timeout":
+        return errors.upstream_timeout(f"The upstream can't be waited for any longer: {fault}.")
+    if fault.kind == "lost":
+        return errors.bad_upstream(f"The upstream broke off its answer: {fault}.")
+    return errors.unavailable(f"No upstream could be reached: {fault}.", _RETRY_AFTER)
+
+
+def _replacement(connection: Connection) -> errors.ApiError | None:
+    """What stands for an answer that clients could not read; None where it goes on as it is."""
+    status = connection.status
+    if status in (401, 403) and connection.target.options.key is not None:
+        return errors.bad_upstream("The upstream refuses this gateway's key.")
+    if status < 400:
+        return errors.bad_upstream(f"The upstream answered with status {status}, which is no answer.")
+    if heads.is_json(connection.headers):
+        return None
+    if status == 429:
+        return errors.overloaded(_RETRY_AFTER, "The upstream is busy.")
+    if status == 503:
+        return errors.unavailable("The upstream can't answer now.", _RETRY_AFTER)
+    if status >= 500:
+        return errors.bad_upstream(f"The upstream failed with status {status}.")
+    return errors.ApiError(status, f"The upstream refused the request with status {status}.", code="invalid_value")

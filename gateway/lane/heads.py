@@ -1,0 +1,85 @@
+"""Which headers go on to a target, and which come back? Those that concern one connection only stay behind."""
+
+import re
+from http import HTTPStatus
+from typing import Final
+
+from gateway.wire import errors
+
+Headers = list[tuple[bytes, bytes]]
+
+_OWN_REQUEST: Final = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"te", b"trailer", b"upgrade",
+     b"expect", b"accept-encoding", b"proxy-authorization", b"proxy-connection", b"authorization", b"x-request-id")
+)  # fmt: skip
+_OWN_RESPONSE: Final = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"trailer", b"upgrade", b"server", b"date",
+     b"proxy-authenticate", b"proxy-connection", b"x-request-id", b"x-penstock-variant")
+)  # fmt: skip
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}").fullmatch
+_PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
+_STATUS: Final = {code: f"HTTP/1.1 {code} {_PHRASES.get(code, '')}\r\n".encode() for code in range(100, 600)}
+
+
+def forwarded(headers: Headers, with_key: bool) -> tuple[bytes, bytes]:
+    """What of a request's headers goes on, as bytes; and the value of ``Authorization``.
+
+    ``with_key``: that goes on as well.
+    """
+    parts: list[bytes] = []
+    authorization = b""
+    for name, value in headers:
+        if name not in _OWN_REQUEST:
+            parts += (name, b": ", value, b"\r\n")
+        elif name == b"authorization":
+            authorization = value
+            if with_key:
+                parts += (name, b": ", value, b"\r\n")
+    return b"".join(parts), authorization
+
+
+def response(
+    status: int, headers: Headers, request_id: bytes, *, length: int | None, chunked: bool, keep_alive: bool
+) -> bytes:
+    """The head of an answer that a target gave. Without ``length``, chunks follow, or bytes until the end."""
+    parts = [_STATUS[status]]
+    for name, value in headers:
+        if name not in _OWN_RESPONSE:
+            parts += (name, b": ", value, b"\r\n")
+    if length is not None:
+        framing = b"content-length: %d\r\n" % length
+    else:
+        framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+    parts += (
+        framing,
+        b"x-request-id: ",
+        request_id,
+        b"\r\nx-penstock-variant: default\r\n\r\n"
+        if keep_alive
+        else b"\r\nx-penstock-variant: default\r\nconnection: close\r\n\r\n",
+    )
+    return b"".join(parts)
+
+
+def error(fault: errors.ApiError, request_id: bytes, keep_alive: bool) -> bytes:
+    """A whole answer: OpenAI's error object."""
+    extra = dict(fault.headers)
+    if not keep_alive:
+        extra["connection"] = "close"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in extra.items()).encode()
+    head = _STATUS[fault.status] + b"content-type: application/json\r\n" + lines
+    body = fault.body
+    return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), request_id, body)
+
+
+def is_event_stream(headers: Headers) -> bool:
+    return any(name == b"content-type" and value[:17].lower() == b"text/event-stream" for name, value in headers)
+
+
+def is_json(headers: Headers) -> bool:
+    return any(name == b"content-type" and b"json" in value.lower() for name, value in headers)
+
+
+def checked_id(value: bytes) -> bytes:
+    """A client's ``x-request-id``, if it is one that can stand in a header and a log line; else nothing."""
+    return value if _REQUEST_ID(value) else b""

@@ -1,0 +1,201 @@
+"""What do all requests that pass through share? The targets, the keys, the budgets, the counting, the clock's ticks."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from itertools import count
+from time import perf_counter
+from typing import Final
+
+from gateway.api.context import Context
+from gateway.fleet.upstream.budget import Budget
+from gateway.fleet.upstream.connection import Connection
+from gateway.fleet.upstream.quantile import RecentQuantile
+from gateway.fleet.upstream.target import Target
+from gateway.fleet.upstream.targets import Targets
+from gateway.lane.exchange import Exchange
+from gateway.lane.metrics import LaneMetrics
+from gateway.lane.placing import Placing, Prompt, fingerprints
+from gateway.lane.scan import Skimmed, Tally
+from gateway.telemetry.metrics import ModelMetrics, Outcome
+from gateway.wire import errors
+
+ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+_TICK: Final = 0.25  # seconds between two looks at timeouts
+_SHORTEST_HEDGE: Final = 0.002  # seconds; less is noise
+
+
+class Lane:
+    """The pass-through lane of one gateway process.
+
+    Args:
+        targets: where requests go.
+        placing: decides which of them.
+        context: what the lane shares with all other endpoints.
+    """
+
+    def __init__(self, targets: Targets, placing: Placing, context: Context) -> None:
+        options = targets.options
+        self.targets = targets
+        self.placing = placing
+        self.context = context
+        self.passes_keys = not context.keys and options.key is None
+        """Whether a client's ``Authorization`` is meant for the targets."""
+        self.hedging = options.hedge > 0
+        self.loop: asyncio.AbstractEventLoop
+        self.counts = LaneMetrics(targets, context.metrics.registry)
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self._retries = Budget(options.retry_share, reserve=10.0, trickle=1.0)
+        self._hedges = Budget(options.hedge, reserve=1.0)
+        self._usual = (RecentQuantile(), RecentQuantile())
+        self._running: dict[Exchange, None] = {}
+        self._id_prefix = b"req-" + os.urandom(8).hex().encode()
+        self._ids = count()
+        targets.on_added.append(placing.added)
+        targets.on_removed.append(placing.removed)
+        for target in targets:
+            placing.added(target)
+
+    async def tick(self) -> None:
+        """Look after timeouts and unused connections, until cancelled."""
+        options = self.targets.options
+        every = min(_TICK, options.first_byte / 4, options.idle / 4)
+        while True:
+            await asyncio.sleep(every)
+            now = perf_counter()
+            for exchange in list(self._running):
+                exchange.expire(now)
+            self.targets.close_unused(now)
+
+    def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:
+        """End what still runs."""
+        for exchange in list(self._running):
+            exchange.interrupt(make_reason())
+
+    def names(self) -> list[str]:
+        return self.targets.names()
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why a request would not be answered now; None when one would."""
+        now = perf_counter()
+        if any(target.available(now) and target.models is not None for target in self.targets):
+            return None
+        return "No upstream can be reached." if len(self.targets) else "There is no upstream."
+
+    def shutting_down(self) -> errors.ApiError:
+        error = errors.unavailable("The server is shutting down.", 1)
+        error.headers["connection"] = "close"
+        return error
+
+    def new_id(self) -> bytes:
+        """An id for a request that came without one."""
+        return b"%b%08x" % (self._id_prefix, next(self._ids))
+
+    # A request comes
+
+    def began(self, exchange: Exchange) -> None:
+        self.context.in_flight += 1
+        self._running[exchange] = None
+        self._retries.request()
+
+    def ready(self, model: str, now: float) -> list[Target]:
+        """The targets that a request for ``model`` may go to: at least one.
+
+        Raises:
+            ApiError: 404, nobody serves the model; 503, nobody who does can be reached; 429, too many wait already.
+        """
+        found = self.targets.ready(model, now)
+        if not found:
+            raise self._nobody(model, now)
+        context = self.context
+        if context.queued >= context.max_queue:
+            context.metrics.refused.inc()
+            raise errors.overloaded(1.0)
+        return found
+
+    def enter_queue(self) -> None:
+        self.context.queued += 1
+
+    def leave_queue(self) -> None:
+        self.context.queued -= 1
+
+    def prompt(self, skimmed: Skimmed, body: bytes) -> Prompt:
+        """What placement looks at."""
+        text = skimmed.messages or skimmed.prompt or skimmed.input
+        raw = bytes(text)
+        session = skimmed.user if isinstance(skimmed.user, str) else ""
+        if not self.placing.fingerprints:
+            return Prompt(len(raw), None, session)
+        return Prompt(len(raw), fingerprints(raw, hash(skimmed.model) & 0xFFFFFFFFFFFFFFFF), session)
+
+    def take_retry(self, now: float) -> bool:
+        """Whether one more may be sent elsewhere; it is counted then."""
+        if not self._retries.take(now):
+            return False
+        self.counts.retries += 1
+        return True
+
+    def hedge_delay(self, streamed: bool) -> float | None:
+        """How long a first byte may take before another target is asked; None while that isn't known."""
+        self._hedges.request()
+        usual = self._usual[streamed].value
+        return None if usual is None else max(usual, _SHORTEST_HEDGE)
+
+    def take_hedge(self, now: float) -> bool:
+        """Whether one may be sent twice; it is counted then."""
+        if not self._hedges.take(now):
+            return False
+        self.counts.hedges += 1
+        return True
+
+    def _nobody(self, model: str, now: float) -> errors.ApiError:
+        serving = self.targets.serving(model)
+        if serving:
+            wait = min(max(1.0, target.breaker.opens_in(now)) for target in serving)
+            return errors.unavailable(f"No upstream that serves '{model}' can be reached.", wait)
+        if any(target.models is None for target in self.targets) or not len(self.targets):
+            return errors.unavailable("The upstreams can't be reached.", 1.0)
+        return errors.model_not_found(model, self.targets.names())
+
+    # An answer comes
+
+    def answering(self, exchange: Exchange, connection: Connection, seconds: float, streamed: bool) -> None:
+        """The first byte came, ``seconds`` after the request."""
+        target, now = connection.target, connection.last
+        if connection.status < 500:
+            target.counts.answered += 1
+            if target.breaker.succeeded(now):
+                self.targets.changed()
+        else:
+            target.counts.failed += 1
+        self.placing.answered(target, exchange.prompt, now)
+        if self.hedging:
+            self._usual[streamed].add(seconds)
+        if streamed:
+            self._model_metrics(exchange).first_token.observe(seconds)
+
+    def answered(self, exchange: Exchange, connection: Connection, tally: Tally) -> None:
+        """The answer is complete."""
+        if tally.prompt_tokens or tally.output_tokens:
+            metrics = self._model_metrics(exchange)
+            metrics.prompt_tokens.inc(tally.prompt_tokens)
+            if tally.cached_tokens:
+                metrics.cached_tokens.inc(tally.cached_tokens)
+            metrics.output_tokens.inc(tally.output_tokens)
+
+    def target_failed(self, target: Target, now: float) -> None:
+        if target.breaker.failed(now):
+            self.counts.opened += 1
+            self.targets.changed()
+
+    def ended(self, exchange: Exchange, status: int, outcome: Outcome, seconds: float) -> None:
+        """A request is over, ``seconds`` after its last byte."""
+        self.context.in_flight -= 1
+        del self._running[exchange]
+        if exchange.model:
+            self._model_metrics(exchange).duration.observe(seconds)
+        self.context.metrics.ended(exchange.endpoint, exchange.model, status, outcome)
+
+    def _model_metrics(self, exchange: Exchange) -> ModelMetrics:
+        return self.context.metrics.model(exchange.endpoint, exchange.model)

@@ -1,0 +1,170 @@
+"""Which requests take the fast lane? A client's connection: what passes through is taken out before ASGI begins.
+
+Requests of one connection are answered in their order, whichever way they take: one that comes before the answer to
+the one before it is complete (pipelining) waits in uvicorn's own queue.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import Any, Final
+
+from gateway.http_protocol import HttpProtocol
+from gateway.lane.exchange import Exchange
+from gateway.lane.lane import ENDPOINTS, Lane
+from gateway.wire import errors
+
+_LINGER: Final = 1.0  # seconds; an early answer must be read before the connection is closed
+
+
+class LaneProtocol(HttpProtocol):
+    """uvicorn's protocol with the lane in it."""
+
+    def __init__(self, lane: Lane, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._lane = lane
+        self._incoming: Exchange | None = None
+        self._running: Exchange | None = None
+        self._discarding = False
+        self._idle_since = 0.0
+
+    # uvicorn's events
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._incoming = None
+        running, self._running = self._running, None
+        super().connection_lost(exc)
+        if running is not None:
+            running.abandon()
+
+    def shutdown(self) -> None:
+        if self._running is not None:
+            self._running.close_after()
+        elif self._incoming is None:
+            super().shutdown()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._running is not None:
+            self._running.pause(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._running is not None:
+            self._running.pause(False)
+
+    # httptools' events
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        endpoint = _ENDPOINTS.get(self.url)
+        if endpoint is None or self.parser.get_method() != b"POST":
+            self._to_asgi()
+            return
+        self._in_head = False
+        version = self.parser.get_http_version()
+        keep_alive = self.parser.should_keep_alive()
+        exchange = Exchange(self._lane, self, endpoint, self.headers, keep_alive, version != "1.0")
+        self._incoming = exchange
+        if self.expect_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        incoming = self._incoming
+        if incoming is None:
+            if not self._discarding:
+                super().on_body(body)
+        elif not incoming.take(body):
+            self._too_large(incoming)
+
+    def on_message_complete(self) -> None:
+        incoming = self._incoming
+        if incoming is None:
+            if self._discarding:
+                self.transport.close()
+            else:
+                super().on_message_complete()
+            return
+        self._incoming = None
+        if self._running is not None or (self.cycle is not None and not self.cycle.response_complete):
+            self.flow.pause_reading()
+            self.pipeline.appendleft((incoming, None))  # type: ignore[arg-type]
+        else:
+            self._running = incoming
+            incoming.start()
+
+    def _to_asgi(self) -> None:
+        """The request isn't for the lane: tell uvicorn what it hasn't heard of it yet."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url = url
+        self.headers.extend(headers)
+        self.expect_100_continue = expect
+        super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, Exchange):
+            self._running = cycle
+            cycle.start()
+        elif self._running is not None:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, app))
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def _too_large(self, exchange: Exchange) -> None:
+        self._incoming = None
+        self._discarding = True
+        self._running = exchange
+        exchange.refuse(errors.request_too_large(self._lane.context.max_body))
+
+    # What an exchange calls
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def done(self, close: bool) -> None:
+        self._running = None
+        if self._discarding:
+            asyncio.get_running_loop().call_later(_LINGER, self.transport.close)
+        elif close:
+            self.transport.close()
+        elif self.pipeline or self.flow.read_paused:
+            self.on_response_complete()
+        else:
+            self._idle_since = perf_counter()
+
+    def abort(self) -> None:
+        self._running = None
+        self.transport.abort()
+
+    def close_if_idle(self, now: float, limit: float) -> None:
+        """Close a connection on which nothing has come for more than ``limit`` seconds."""
+        if self._running is not None or self._incoming is not None or self._in_head or not self._idle_since:
+            return
+        if now - self._idle_since > limit and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+
+
+_ENDPOINTS: Final[dict[bytes, str]] = {path.encode(): path for path in ENDPOINTS}
+
+
+def protocol(lane: Lane) -> Callable[..., LaneProtocol]:
+    """What uvicorn makes for each connection."""
+
+    def make(*args: Any, **options: Any) -> LaneProtocol:
+        return LaneProtocol(lane, *args, **options)
+
+    return make
+
+
+def close_idle(connections: Iterable[object], now: float, limit: float) -> None:
+    """Close those of uvicorn's ``connections`` that are idle for more than ``limit`` seconds."""
+    for connection in list(connections):
+        if isinstance(connection, LaneProtocol):
+            connection.close_if_idle(now, limit)
