@@ -1,11 +1,12 @@
 """How long does a step take on a machine that isn't here?
 
-    t = step + token * tokens + beyond * max(0, tokens - knee)
-          + context * Σcontext + pair * Σpairs + request * requests
+    t = step + tokens(n) + context * Σcontext + pair * Σpairs + request * requests
 
-Reading the weights takes as long for one token as for ``knee`` of them; beyond that, multiplying takes longer. The
-other terms are those of `scheduler.steptime`, which has no knee: what the scheduler learns is therefore as approximate
-here as on a real machine.
+``tokens(n)`` is piecewise linear in the number of tokens: ``token`` seconds each up to the first of the ``bends``, and
+what a bend says from there on. A GPU has one, where reading the weights no longer takes longer than multiplying. A CPU
+has several: its kernels go from one way of multiplying to another, and the caches fill. The other terms are those of
+`scheduler.steptime`, which has no bends: what the scheduler learns is therefore as approximate here as on a real
+machine.
 
 The named machines are derived below from bytes, operations and four shares of what a GPU's data sheet promises. They
 are estimates of a good engine, not measurements of ours; a measured step log gives a better model
@@ -76,6 +77,7 @@ MODELS = {
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A device and a model on it; times in seconds, ``kv_tokens`` what its KV cache holds.
 
+    ``bends``: from so many tokens in a step on, each further one takes so long; up to the first it takes ``token``.
     ``ahead``: step N+1 is planned while N runs, as on a GPU. ``jitter`` is the standard deviation of the logarithm of a
     step's time around the formula's, which stays its mean. ``source`` says where the figures come from.
     """
@@ -86,8 +88,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     context: float
     pair: float
     request: float
-    knee: float = 0.0
-    beyond: float = 0.0
+    bends: tuple[tuple[float, float], ...] = ()
     jitter: float = 0.0
     kv_tokens: int
     ahead: bool = False
@@ -99,19 +100,32 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Raises:
             ValueError: naming what is wrong.
         """
-        for name in ("step", "token", "context", "pair", "request", "knee", "beyond", "jitter"):
+        for name in ("step", "token", "context", "pair", "request", "jitter"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must not be negative")
-        if not self.step + self.token + self.beyond > 0:
-            raise ValueError("step, token and beyond are all 0: a step must take some time")
+        last = 0.0
+        for tokens, slope in self.bends:
+            if not tokens > last:
+                raise ValueError(f"bends: one at {tokens:g} tokens after {last:g}: they must ascend, from above 0")
+            if not slope >= 0:
+                raise ValueError(f"bends: {slope} from {tokens:g} tokens on: a token must not take negative time")
+            last = tokens
+        if not self.step + self.token > 0:
+            raise ValueError("step and token are both 0: a step must take some time")
         if self.kv_tokens < 1:
             raise ValueError(f"kv_tokens {self.kv_tokens}: must be at least 1")
 
     def seconds(self, work: Work) -> float:
         """How long a step with this ``work`` takes."""
         tokens, context, pairs, requests = work
-        seconds = self.step + self.token * tokens + self.context * context + self.pair * pairs + self.request * requests
-        return seconds + self.beyond * (tokens - self.knee) if tokens > self.knee else seconds
+        seconds = self.step + self.context * context + self.pair * pairs + self.request * requests
+        begins, slope = 0.0, self.token
+        for bend, beyond in self.bends:
+            if tokens <= bend:
+                break
+            seconds += slope * (bend - begins)
+            begins, slope = bend, beyond
+        return seconds + slope * (tokens - begins)
 
 
 def derive(gpu_name: str, model_name: str) -> Machine:
@@ -144,8 +158,7 @@ def derive(gpu_name: str, model_name: str) -> Machine:
         context=kv_bytes / (copy * _DECODE_SHARE),
         pair=pair_flops / (product * _PREFILL_SHARE),
         request=_REQUEST,
-        knee=reading / multiplying,
-        beyond=multiplying,
+        bends=((reading / multiplying, token + multiplying),),
         kv_tokens=int(room / kv_bytes),
         ahead=True,
         source="derived from bytes and operations",

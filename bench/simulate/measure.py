@@ -1,16 +1,20 @@
 """What does the real engine do with a workload? Drives one on this machine's CPU, without sockets, and logs its steps.
 
 The loop is a worker's: take in what has arrived, run a step, hand out what it brought. A step's logged time is that of
-the whole turn, host included, because that is what a simulated step has to take.
+the whole turn, host included, because that is what a simulated step has to take. Prompts are made before the clock
+starts: in production that is somebody else's work. A request that comes because another has ended is not there yet when
+the next step is planned, just as no client on a socket is so quick; the simulator has it the same way.
 """
 
+import gc
 import heapq
 import time
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from bench.load.prompts import UNKNOWN, Prompts
 from bench.load.records import Record
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from engine.runner import Runner
 
 _KV_TOKENS: Final = 65_536
+_PREPARED: Final = 20_000
+"""Prompts that are made before the clock starts; a workload's later ones are made when they are wanted."""
 
 
 @dataclass
@@ -64,6 +70,9 @@ class RealWorker:
         model = load_model(self.config, torch.bfloat16, torch.device("cpu"), progress=quiet)
         self._runner: Runner = HostRunner(model, kv_tokens // block_size, block_size)
         self._runner.warm_up(quiet)
+        # As a worker does it: no collection, in the middle of a step, has to look at what is here now.
+        gc.collect()
+        gc.freeze()
 
     def run(self, load: Load, config: SchedulerConfig) -> Measured:
         """Serve a workload in real time, with an empty cache and a scheduler that knows nothing yet."""
@@ -84,6 +93,7 @@ class _Run:
         self._scheduler: Scheduler[Job] = Scheduler(config, pool, StepTime())
         self._pipeline = Pipeline(self._scheduler, runner)
         self._prompts = Prompts(UNKNOWN, "tokens", load.seed)
+        self._prepared = {one.index: self._prompt(one) for one in islice(load.outlines(), _PREPARED)}
         self._config = config
         self._max_len = worker.max_len
         self._agenda = Agenda(load)
@@ -96,24 +106,38 @@ class _Run:
         arrivals, steps = self._arrivals, self._measured.steps
         for arrival in self._agenda.first():
             heapq.heappush(arrivals, arrival)
-        began = time.monotonic()
+        began = turn = time.monotonic()
         while arrivals or self._pipeline.busy:
-            turn = time.monotonic()
-            while arrivals and arrivals[0][0] <= turn - began:
-                self._arrive(*heapq.heappop(arrivals), began)
             if not self._pipeline.busy:
                 time.sleep(max(0.0, arrivals[0][0] - (time.monotonic() - began)))
+                turn = time.monotonic()
+                self._take_in(turn - began, began)
                 continue
             outcome = self._pipeline.step()
             assert outcome is not None, "the CPU runs one step at a time"
             now = time.monotonic()
+            ended: list[tuple[float, int]] = []
             for drawn in outcome.drawn:
                 self._live[drawn.job.uid].times.append(now - began)
                 if drawn.job.finish is not None:
-                    self._end(drawn.job.uid, now - began)
-            work = outcome.plan.work
-            steps.append(Step(*work, seconds=time.monotonic() - turn))
+                    ended += self._end(drawn.job.uid, now - began)
+            # Before those that come because somebody's answer ended.
+            self._take_in(now - began, began)
+            for arrival in ended:
+                heapq.heappush(arrivals, arrival)
+            later = time.monotonic()
+            steps.append(Step(*outcome.plan.work, seconds=later - turn))
+            turn = later
         return self._measured
+
+    def _take_in(self, now: float, began: float) -> None:
+        """Whoever has arrived."""
+        while self._arrivals and self._arrivals[0][0] <= now:
+            self._arrive(*heapq.heappop(self._arrivals), began)
+
+    def _prompt(self, outline: Outline) -> list[int]:
+        prompt = self._prompts.make(outline.index, outline.input_tokens, outline.blocks, outline.block_tokens).prompt
+        return cast(list[int], prompt)
 
     def _arrive(self, at: float, number: int, began: float) -> None:
         from engine.job import Job
@@ -122,10 +146,9 @@ class _Run:
         outline, said, _ = self._agenda.pop(number)
         if said:
             raise ValueError("conversations can't be measured here: their answers would have to be kept")
-        prompt = self._prompts.make(outline.index, outline.input_tokens, outline.blocks, outline.block_tokens).prompt
         job = Job(
             uid=outline.index,
-            tokens=prompt,
+            tokens=self._prepared.pop(number, None) or self._prompt(outline),
             sampling=Sampling(max_tokens=outline.output_tokens, temperature=0.0, ignore_eos=True),
             seed=0,
             max_tokens=outline.output_tokens,
@@ -139,7 +162,8 @@ class _Run:
         for arrival in self._agenda.next():
             heapq.heappush(self._arrivals, arrival)
 
-    def _end(self, uid: int, now: float) -> None:
+    def _end(self, uid: int, now: float) -> Iterator[tuple[float, int]]:
+        """Keep the record of a request that has ended. Who comes because of that."""
         live = self._live.pop(uid)
         times = live.times
         self._measured.records.append(
@@ -159,5 +183,4 @@ class _Run:
                 asked_tokens=live.job.max_tokens,
             )
         )
-        for arrival in self._agenda.ended(live.outline, now):
-            heapq.heappush(self._arrivals, arrival)
+        return self._agenda.ended(live.outline, now)

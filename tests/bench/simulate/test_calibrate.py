@@ -10,7 +10,14 @@ from bench.simulate.machines import Machine
 from scheduler.steptime import Work
 
 TRUTH = Machine(
-    name="truth", step=3e-3, token=2e-5, context=4e-8, pair=3e-9, request=5e-5, knee=64, beyond=8e-5, kv_tokens=1000
+    name="truth",
+    step=3e-3,
+    token=2e-5,
+    context=4e-8,
+    pair=3e-9,
+    request=5e-5,
+    bends=((64.0, 1e-4), (256.0, 3e-5)),
+    kv_tokens=1000,
 )
 
 
@@ -28,7 +35,8 @@ def steps_of(machine: Machine, count: int, noise: float, seed: int = 1) -> list[
 def test_a_machine_is_found_again() -> None:
     found = fit(steps_of(TRUTH, 1500, 0.02), "found", 1000)
     assert found.median_error < 0.03 and found.total == pytest.approx(1.0, abs=0.01)
-    assert found.machine.knee == 64
+    slopes = dict(found.machine.bends)
+    assert slopes[128.0] == pytest.approx(1e-4, rel=0.1) and slopes[256.0] == pytest.approx(3e-5, rel=0.2)
     assert found.machine.jitter == pytest.approx(0.02, rel=0.2)
     for step in steps_of(TRUTH, 50, 0.0, seed=2):
         assert found.machine.seconds(step.work) == pytest.approx(step.seconds, rel=0.03)
@@ -37,8 +45,14 @@ def test_a_machine_is_found_again() -> None:
 def test_no_coefficient_is_negative_where_the_truth_has_none() -> None:
     flat = Machine(name="flat", step=1e-2, token=0.0, context=0.0, pair=0.0, request=0.0, kv_tokens=1)
     machine = fit(steps_of(flat, 300, 0.05), "flat", 1).machine
-    assert min(machine.step, machine.token, machine.context, machine.pair, machine.request, machine.beyond) >= 0
+    coefficients = (machine.step, machine.token, machine.context, machine.pair, machine.request)
+    assert min(*coefficients, *(slope for _, slope in machine.bends)) >= 0
     assert machine.seconds(Work(20, 500, 500, 20)) == pytest.approx(1e-2, rel=0.05)
+
+
+def test_no_bend_lies_beyond_the_longest_step() -> None:
+    steps = [step for step in steps_of(TRUTH, 900, 0.02) if step.tokens <= 100]
+    assert [bend for bend, _ in fit(steps, "short", 1000).machine.bends] == [4.0, 16.0, 64.0]
 
 
 def test_the_error_is_of_steps_that_had_no_part() -> None:

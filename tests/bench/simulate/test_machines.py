@@ -1,4 +1,4 @@
-"""`bench.simulate.machines`: derived figures are the measured ones, and a knee is where it should be."""
+"""`bench.simulate.machines`: derived figures are the measured ones, and tokens cost what the bends say."""
 
 from pathlib import Path
 
@@ -25,9 +25,31 @@ def test_a_qwen_3_token_takes_114688_bytes() -> None:
 @pytest.mark.parametrize("name", names())
 def test_every_named_machine_is_derived(name: str) -> None:
     machine = find(name)
-    assert machine.seconds(Work(int(machine.knee), 0, 0, 0)) < 1.4 * machine.seconds(Work(1, 0, 0, 0))
+    ((knee, beyond),) = machine.bends
+    assert machine.seconds(Work(int(knee), 0, 0, 0)) < 1.4 * machine.seconds(Work(1, 0, 0, 0))
     more = machine.seconds(Work(9000, 0, 0, 0)) - machine.seconds(Work(1000, 0, 0, 0))
-    assert more == pytest.approx(8000 * (machine.token + machine.beyond))
+    assert more == pytest.approx(8000 * beyond) and beyond > machine.token
+
+
+def test_tokens_cost_what_the_bends_say() -> None:
+    machine = Machine(
+        name="x", step=1.0, token=0.5, context=0, pair=0, request=0, bends=((4, 0.25), (10, 0), (20, 2)), kv_tokens=1
+    )
+    expected = {1: 1.5, 4: 3.0, 6: 3.5, 10: 4.5, 15: 4.5, 20: 4.5, 21: 6.5, 30: 24.5}
+    assert {tokens: machine.seconds(Work(tokens, 0, 0, 0)) for tokens in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("bends", "message"),
+    [
+        (((4, -1e-6),), "-1e-06 from 4 tokens on"),
+        (((4, 1.0), (4, 2.0)), "one at 4 tokens after 4"),
+        (((0, 1.0),), "one at 0 tokens after 0"),
+    ],
+)
+def test_bends_that_can_not_be_are_refused(bends: tuple[tuple[float, float], ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Machine(name="x", step=1, token=0, context=0, pair=0, request=0, bends=bends, kv_tokens=1)
 
 
 def test_a_slower_gpu_is_slower() -> None:
@@ -48,6 +70,11 @@ def test_what_is_no_machine_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"name": "x", "step": -1, "kv_tokens": 1}')
     with pytest.raises(ValueError, match="no machine"):
         find(str(tmp_path / "bad.json"))
+    save(find("a100/qwen3-0.6b"), tmp_path / "old.json")
+    old = (tmp_path / "old.json").read_text().replace('"jitter"', '"knee": 64.0, "jitter"')
+    (tmp_path / "old.json").write_text(old)
+    with pytest.raises(ValueError, match="knee"):
+        find(str(tmp_path / "old.json"))
     with pytest.raises(ValueError, match="token -1"):
         Machine(name="x", step=1, token=-1, context=0, pair=0, request=0, kv_tokens=1)
     with pytest.raises(ValueError, match="some time"):
