@@ -14,7 +14,6 @@ from gateway.fleet.upstream.quantile import RecentQuantile
 from gateway.fleet.upstream.target import Target
 from gateway.fleet.upstream.targets import Targets
 from gateway.lane.exchange import Exchange
-from gateway.lane.metrics import LaneMetrics
 from gateway.lane.placing import Placing, Prompt, fingerprints
 from gateway.lane.scan import Skimmed, Tally
 from gateway.telemetry.metrics import ModelMetrics, Outcome
@@ -43,7 +42,8 @@ class Lane:
         """Whether a client's ``Authorization`` is meant for the targets."""
         self.hedging = options.hedge > 0
         self.loop: asyncio.AbstractEventLoop
-        self.counts = LaneMetrics(targets, context.metrics.registry)
+        self.counts = context.metrics.upstreams
+        self.counts.targets = targets
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._retries = Budget(options.retry_share, reserve=10.0, trickle=1.0)
         self._hedges = Budget(options.hedge, reserve=1.0)
@@ -186,7 +186,7 @@ class Lane:
 
     def target_failed(self, target: Target, now: float) -> None:
         if target.breaker.failed(now):
-            self.counts.opened += 1
+            self.counts.breaker_openings += 1
             self.targets.changed()
 
     def ended(self, exchange: Exchange, status: int, outcome: Outcome, seconds: float) -> None:

@@ -1,26 +1,27 @@
 """What does the Prometheus page say, and how is it counted without slowing a token down?
 
-`METRICS` is the table of all that is exported; the documentation is tested against it. What happens once a request
-goes through prometheus-client's own children, looked up once. What happens once a token (`Intervals`) is a list
-increment, 0.13 µs, where prometheus-client takes a lock and walks its buckets, 0.64 µs (Python 3.11, Zen 5).
+`METRICS` is the table of all that is exported; the documentation is tested against it. What happens once a request or
+once a token is `Count`s and `Intervals`, looked up once: a list increment, 0.13 µs, where prometheus-client takes a
+lock and walks its buckets, 0.64 µs (Python 3.11, Zen 5). It still writes the page.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from engine.link import Load
+from gateway.telemetry.upstreams import UpstreamMetrics
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -102,48 +103,76 @@ _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 _STEPS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 
-class Intervals:
-    """A histogram of seconds that costs a bisection and an increment."""
+class Count:
+    """A counter that costs an addition."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("value",)
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(_STEPS) + 1)
+        self.value = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        self.value += amount
+
+
+class Intervals:
+    """A histogram of seconds that costs a bisection and an increment. ``bounds`` are those of its buckets."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float] = _STEPS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(_STEPS, seconds)] += 1
+        self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
 
-class _IntervalCollector(Collector):
-    """Shows prometheus-client the `Intervals` of each model."""
+class _Counts(Collector):
+    """Shows prometheus-client the `Count`s of one metric, by their labels."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.children: dict[str, Intervals] = {}
+        self.children: defaultdict[tuple[str, ...], Count] = defaultdict(Count)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        metric = METRICS[self._name]
+        family = CounterMetricFamily(self._name.removesuffix("_total"), metric.help, labels=metric.labels)
+        for labels, count in self.children.items():
+            family.add_metric(labels, count.value)
+        yield family
+
+
+class _Histograms(Collector):
+    """Shows prometheus-client the `Intervals` of one metric, by their labels."""
+
+    def __init__(self, name: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self.children: defaultdict[tuple[str, ...], Intervals] = defaultdict(lambda: Intervals(bounds))
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         metric = METRICS[self._name]
         family = HistogramMetricFamily(self._name, metric.help, labels=metric.labels)
-        for model, intervals in self.children.items():
+        for labels, intervals in self.children.items():
             buckets, seen = [], 0
-            for bound, count in zip([*map(str, _STEPS), "+Inf"], intervals.counts, strict=True):
+            for bound, count in zip([*map(str, intervals.bounds), "+Inf"], intervals.counts, strict=True):
                 seen += count
                 buckets.append((bound, float(seen)))
-            family.add_metric([model], buckets, intervals.total)
+            family.add_metric(labels, buckets, intervals.total)
         yield family
 
 
 class ModelMetrics(NamedTuple):
     """What is counted for one model by one endpoint, ready to be incremented."""
 
-    first_token: Histogram
-    duration: Histogram
+    first_token: Intervals
+    duration: Intervals
     intervals: Intervals
-    prompt_tokens: Counter
-    cached_tokens: Counter
-    output_tokens: Counter
+    prompt_tokens: Count
+    cached_tokens: Count
+    output_tokens: Count
 
 
 class Metrics:
@@ -156,20 +185,21 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the page for nothing
         self.registry = CollectorRegistry()
-        self._intervals = _IntervalCollector("penstock_inter_token_latency_seconds")
-        self.registry.register(self._intervals)
-        self._requests = self._counter("penstock_requests_total")
-        self._ended: dict[tuple[str, str, int, Outcome], Counter] = {}
+        self._intervals = self._histograms("penstock_inter_token_latency_seconds", _STEPS)
+        self._requests = self._counts("penstock_requests_total")
+        self._ended: dict[tuple[str, str, int, Outcome], Count] = {}
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self.in_flight = self._gauge("penstock_requests_in_flight")
         self.queued = self._gauge("penstock_requests_queued")
         self.refused = self._counter("penstock_requests_refused_total")
         self.disconnects = self._counter("penstock_disconnects_total")
-        self._first_token = self._histogram("penstock_time_to_first_token_seconds")
-        self._duration = self._histogram("penstock_request_duration_seconds")
-        self._prompt_tokens = self._counter("penstock_prompt_tokens_total")
-        self._cached_tokens = self._counter("penstock_cached_tokens_total")
-        self._output_tokens = self._counter("penstock_output_tokens_total")
+        self._first_token = self._histograms("penstock_time_to_first_token_seconds", _SECONDS)
+        self._duration = self._histograms("penstock_request_duration_seconds", _SECONDS)
+        self._prompt_tokens = self._counts("penstock_prompt_tokens_total")
+        self._cached_tokens = self._counts("penstock_cached_tokens_total")
+        self._output_tokens = self._counts("penstock_output_tokens_total")
+        self.upstreams = UpstreamMetrics(METRICS)
+        self.registry.register(self.upstreams)
         self.moved = self._counter("penstock_requests_moved_total")
         self.held = self._gauge("penstock_requests_held")
         self._up = self._gauge("penstock_worker_up")
@@ -193,12 +223,12 @@ class Metrics:
         found = self._models.get((endpoint, model))
         if found is None:
             found = self._models[endpoint, model] = ModelMetrics(
-                self._first_token.labels(endpoint, model),
-                self._duration.labels(endpoint, model),
-                self._intervals.children.setdefault(model, Intervals()),
-                self._prompt_tokens.labels(model),
-                self._cached_tokens.labels(model),
-                self._output_tokens.labels(model),
+                self._first_token.children[endpoint, model],
+                self._duration.children[endpoint, model],
+                self._intervals.children[(model,)],
+                self._prompt_tokens.children[(model,)],
+                self._cached_tokens.children[(model,)],
+                self._output_tokens.children[(model,)],
             )
         return found
 
@@ -207,7 +237,7 @@ class Metrics:
         key = (endpoint, model, status, outcome)
         child = self._ended.get(key)
         if child is None:
-            child = self._ended[key] = self._requests.labels(endpoint, model, str(status), outcome)
+            child = self._ended[key] = self._requests.children[endpoint, model, str(status), outcome]
         child.inc()
 
     def worker_up(self, worker: str, up: bool) -> None:
@@ -231,5 +261,12 @@ class Metrics:
     def _gauge(self, name: str) -> Gauge:
         return Gauge(name, METRICS[name].help, METRICS[name].labels, registry=self.registry)
 
-    def _histogram(self, name: str) -> Histogram:
-        return Histogram(name, METRICS[name].help, METRICS[name].labels, registry=self.registry, buckets=_SECONDS)
+    def _counts(self, name: str) -> _Counts:
+        counts = _Counts(name)
+        self.registry.register(counts)
+        return counts
+
+    def _histograms(self, name: str, bounds: Sequence[float]) -> _Histograms:
+        histograms = _Histograms(name, bounds)
+        self.registry.register(histograms)
+        return histograms

@@ -52,8 +52,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_parser", "_parts", "_receiver", "_unsent",
-        "framed", "headers", "heard", "idle_since", "last", "reused", "sent", "status", "target", "transport",
+        "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_parser", "_parts", "_receiver", "_stays",
+        "_unsent", "framed", "headers", "heard", "idle_since", "last", "reused", "sent", "status", "target",
+        "transport",
     )  # fmt: skip
 
     def __init__(self, target: "Target") -> None:
@@ -70,7 +71,7 @@ class Connection(asyncio.Protocol):
         self._unsent = b""
         self._connecting: asyncio.Task[None] | None = None
         self._alive = True
-        self._ended = self._excess = self.framed = False
+        self._ended = self._excess = self._stays = self.framed = False
         self._head_bytes = 0
 
     @property
@@ -176,7 +177,7 @@ class Connection(asyncio.Protocol):
             receiver.on_data(self, body, False)
             return
         self._receiver = None
-        if self._alive and self._parser.should_keep_alive():
+        if self._alive and self._stays:
             self.target.keep(self)
         else:
             self.close()
@@ -208,6 +209,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self.status:
             self._ended = True
+            self._stays = self._parser.should_keep_alive()  # afterwards the parser no longer knows
 
     def _fail(self, fault: Fault) -> None:
         receiver = self._receiver
