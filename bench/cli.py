@@ -31,6 +31,13 @@ PARTS: Final = {
         "Run a workload against simulated workers: the real scheduler, with a model of how long each step takes. It "
         "reports what `penstock bench run` does.",
     ),
+    "worker": Part(
+        "bench.workers.cli",
+        "answer as a simulated worker, in real time",
+        "Answer OpenAI's chat and completion requests as a GPU worker would, without a GPU or a model: the real "
+        "scheduler and prefix cache, steps that take as long as they would there, and made-up tokens. It publishes KV "
+        "events and metrics under vLLM's names, for gateways to follow.",
+    ),
 }
 
 
