@@ -134,7 +134,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag="hello"):
 
     ``kv_tokens`` is what the KV pool holds in all; ``max_model_len`` bounds prompt plus answer of one request.
     ``embedding_size`` is the length of an embedding, 0 where there are none.
-    ``defaults`` are the sampling fields that the model's ``generation_config.json`` sets.
+    ``defaults`` are the sampling fields that the model's ``generation_config.json`` sets. At most ``heartbeat`` seconds
+    go by from one frame to the next, whatever the worker does; 0: it promises nothing.
     """
 
     protocol: int
@@ -155,6 +156,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag="hello"):
     kv_replay: str = ""
     capabilities: tuple[str, ...] = ()
     embedding_size: int = 0
+    heartbeat: float = 0.0
 
 
 class PromptScores(msgspec.Struct, frozen=True, array_like=True):

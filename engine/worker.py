@@ -29,7 +29,7 @@ from engine.config import ModelFault
 from engine.connections import Connection, listen
 from engine.engine import Engine
 from engine.events import KvEventPublisher
-from engine.heartbeat import Heartbeat
+from engine.heartbeat import EVERY, Heartbeat
 from engine.job import Job
 from engine.link import (
     PROTOCOL,
@@ -314,6 +314,7 @@ class Worker:
             kv_replay=self._events.replay_endpoint if self._events else "",
             capabilities=("grammar",) if engine.grammars else (),
             embedding_size=engine.config.hidden_size,
+            heartbeat=EVERY,
         )
 
     def _check_parent(self) -> None:

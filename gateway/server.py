@@ -4,7 +4,8 @@ The port is taken before anything is loaded, and answers from then on: ``/health
 the model with 503, until the worker has said `Hello` and the tokenizer is there. Only then is the address printed.
 
 The first SIGTERM or Ctrl-C closes the port, lets what runs finish for at most ``drain_timeout``, ends what is left with
-an error that says so, and exits with status 0. A second Ctrl-C exits at once.
+an error that says so, and exits with status 0. A second Ctrl-C exits at once. SIGUSR1 restarts all workers, one after
+the other, and no request fails.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 import uvloop
@@ -29,9 +30,11 @@ from engine.link import Hello
 from gateway.api.context import Context
 from gateway.app import App
 from gateway.batches.service import Batches
+from gateway.fleet.crew import recruit
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.roster import Roster
 from gateway.fleet.served_model import ServedModel
-from gateway.fleet.worker import Worker
-from gateway.fleet.worker_process import WorkerProcess, WorkerStartError, runtime_directory, worker_command
+from gateway.fleet.worker_process import WorkerStartError, runtime_directory, worker_command
 from gateway.http_protocol import HttpProtocol
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
 from gateway.startup import display
@@ -39,12 +42,13 @@ from gateway.telemetry.metrics import Metrics
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
 from gateway.wire import errors
+from scheduler.placement import PlacementConfig
 
 __all__ = ["add_arguments", "run", "serve"]
 
 _BACKLOG: Final = 4096
-_KEEP_ALIVE: Final = 75  # seconds; longer than the 60 s after which load balancers commonly give a connection up
-_GRACE: Final = 2.0  # for errors to reach clients once the drain timeout is over, and for a drained worker's exit
+KEEP_ALIVE: Final = 75  # seconds; longer than the 60 s after which load balancers commonly give a connection up
+GRACE: Final = 2.0  # for errors to reach clients once the drain timeout is over, and for a drained worker's exit
 
 CommandOf = Callable[[Settings, str], list[str]]
 
@@ -76,8 +80,21 @@ def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
         print(f"penstock: error: {error}", file=sys.stderr)
         return 1
     _raise_open_files_limit()
+    if settings.upstream or settings.upstream_file:
+        from gateway.lane.server import UpstreamServer
+
+        with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            try:
+                return runner.run(UpstreamServer(settings, listener).run())
+            except SettingsError as error:
+                print(f"penstock serve: error: {error}", file=sys.stderr)
+                return 2
     with contextlib.closing(listener), runtime_directory() as directory:
-        server = GatewayServer(settings, listener, directory, command_of)
+        try:
+            server = GatewayServer(settings, listener, directory, command_of)
+        except SettingsError as error:
+            print(f"penstock serve: error: {error}", file=sys.stderr)
+            return 2
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(server.run())
 
@@ -108,11 +125,14 @@ class GatewayHttpServer(uvicorn.Server):
 
 
 class GatewayServer:
-    """One gateway process with its worker.
+    """One gateway process with its workers.
 
     Args:
         listener: the socket that clients connect to.
-        directory: where the worker's socket goes.
+        directory: where the workers' sockets go.
+
+    Raises:
+        SettingsError: the workers' secret isn't set, or a certificate can't be read.
     """
 
     def __init__(self, settings: Settings, listener: socket.socket, directory: Path, command_of: CommandOf) -> None:
@@ -131,9 +151,9 @@ class GatewayServer:
         )
         self._context.batches = self._batches
         self._display = display()
-        self._worker = Worker("w0", self._metrics, self._display.show)
-        address = f"unix:{directory / 'w0.sock'}"
-        self._process = WorkerProcess(self._worker, command_of(settings, address), address, self._metrics)
+        self._roster = Roster(self._context.models, self._make_fleet, self._load)
+        self._crew = recruit(settings, directory, command_of, self._metrics, self._roster, self._display.show)
+        self._restarting: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._abandon = asyncio.Event()
 
@@ -142,8 +162,9 @@ class GatewayServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._restart_workers)
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
-        supervisor = asyncio.create_task(self._process.run())
+        supervisor = asyncio.create_task(self._crew.run())
         abandoned = asyncio.create_task(self._abandon.wait())
         life = asyncio.create_task(self._live(http, supervisor))
         try:
@@ -152,10 +173,11 @@ class GatewayServer:
                 return 130
             return life.result()
         finally:
-            self._process.kill()
-            for task in (life, abandoned, http, supervisor):
+            self._crew.kill()
+            tasks = (life, abandoned, http, supervisor, *self._restarting)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(life, abandoned, http, supervisor, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _live(self, http: asyncio.Task[None], supervisor: asyncio.Task[None]) -> int:
         status = 0
@@ -171,21 +193,15 @@ class GatewayServer:
     async def _start(self, http: asyncio.Task[None], supervisor: asyncio.Task[None]) -> bool:
         """Get to the point where requests are answered; False when stopped before."""
         with self._display:
-            greeted = asyncio.create_task(self._worker.greeted.wait())
+            greeted = asyncio.create_task(self._crew.greeted())
             try:
                 await self._until_stopped(http, supervisor, greeted)
             finally:
                 greeted.cancel()
-            hello = self._worker.hello
+            hello = next((worker.hello for worker in self._crew.workers if worker.hello is not None), None)
             if hello is None or self._stop.is_set():
                 return False
-            model = await ServedModel.load(
-                hello,
-                self._worker,
-                tool_parser=self._settings.tool_parser,
-                reasoning_parser=self._settings.reasoning_parser,
-            )
-        self._context.models[model.name] = model
+            await self._roster.loaded()
         await self._batches.start()
         gc.collect()
         gc.freeze()  # what is here now stays: no later collection has to look at it
@@ -193,7 +209,7 @@ class GatewayServer:
         return True
 
     async def _until_stopped(
-        self, http: asyncio.Task[None], supervisor: asyncio.Task[None], *more: asyncio.Task[bool]
+        self, http: asyncio.Task[None], supervisor: asyncio.Task[None], *more: asyncio.Task[None]
     ) -> None:
         """Wait for a signal, the end of a task that should never end, or one of ``more``."""
         stop = asyncio.create_task(self._stop.wait())
@@ -218,13 +234,13 @@ class GatewayServer:
             self._context.interrupt_all(
                 lambda: errors.unavailable("The server shut down before the answer was complete.")
             )
-            await asyncio.wait({http, batches}, timeout=_GRACE)
+            await asyncio.wait({http, batches}, timeout=GRACE)
             self._http.force_exit = True
         await self._batches.close()
         for model in self._context.models.values():
             model.close()
         batches.cancel()
-        await self._process.stop(max(_GRACE, deadline - time.monotonic()))
+        await self._crew.stop(max(GRACE, deadline - time.monotonic()))
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set() and number == signal.SIGINT:
@@ -233,9 +249,31 @@ class GatewayServer:
             log.info("%s: finishing the running requests; Ctrl-C again exits at once", number.name)
             self._stop.set()
 
+    def _restart_workers(self) -> None:
+        """Begin a rolling restart of all workers that are ours."""
+        task = asyncio.get_running_loop().create_task(self._crew.restart(self._settings.drain_timeout))
+        self._restarting.add(task)
+        task.add_done_callback(self._restarting.discard)
+
+    def _make_fleet(self, name: str) -> Fleet:
+        settings = self._settings
+        return Fleet(
+            name,
+            self._metrics,
+            PlacementConfig(policy=settings.placement),
+            patience=settings.failover_timeout,
+            longest_wait=settings.max_wait,
+        )
+
+    async def _load(self, hello: Hello, fleet: Fleet) -> ServedModel:
+        settings = self._settings
+        return await ServedModel.load(
+            hello, fleet, tool_parser=settings.tool_parser, reasoning_parser=settings.reasoning_parser
+        )
+
     def _announce(self, hello: Hello) -> None:
         """Say on standard output that requests are answered, and where."""
-        url = f"http://{_reachable(self._listener)}/v1"
+        url = f"http://{reachable(self._listener)}/v1"
         print(
             f"Penstock is ready: {url} (model {hello.model}, {hello.dtype} on {hello.device}, "
             f"context {hello.max_model_len:,} tokens, KV cache {hello.kv_tokens:,} tokens)",
@@ -246,12 +284,12 @@ class GatewayServer:
             print(f"Try: curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
 
 
-def http_config(app: App) -> uvicorn.Config:
-    """How uvicorn is run: uvloop, httptools, no access log, no WebSockets."""
+def http_config(app: App, protocol: Any = HttpProtocol) -> uvicorn.Config:
+    """How uvicorn is run: uvloop, httptools, no access log, no WebSockets. ``protocol`` is made for each connection."""
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=HttpProtocol,
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -259,7 +297,7 @@ def http_config(app: App) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
 
 
@@ -276,7 +314,7 @@ def data_folder(settings: Settings) -> Path | None:
         return None
 
 
-def _reachable(listener: socket.socket) -> str:
+def reachable(listener: socket.socket) -> str:
     """``host:port`` under which a client on this machine reaches ``listener``."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from engine.link import parse_address
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -52,13 +54,13 @@ def _whole(text: str) -> int:
 
 
 def parse_share(text: str) -> float:
-    """A number above 0 and at most 1.
+    """A number above 0 and at most 1, or a percentage.
 
     Raises:
         ValueError: the text is none.
     """
     try:
-        value = float(text)
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
@@ -81,6 +83,7 @@ _POSITIVE: Final = (
     "max_body",
     "max_file",
     "batch_concurrency",
+    "replicas",
 )
 
 
@@ -110,12 +113,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="the model's name for clients; default: that of its folder", extra={"metavar": "NAME"}),
     ] = None
     engine: Annotated[
-        str,
-        Meta(
-            description="what runs the model; this version has one engine, native",
-            extra={"metavar": "ENGINE"},
-        ),
+        Literal["native", "vllm"],
+        Meta(description="what runs the model: Penstock's own engine, or vLLM, which must be installed"),
     ] = "native"
+    vllm_python: Annotated[
+        str | None,
+        Meta(
+            description="the Python that has vLLM, where it lives in an environment of its own; default: the one that "
+            "runs Penstock",
+            extra={"metavar": "FILE"},
+        ),
+    ] = None
+    vllm_args: Annotated[
+        str | None,
+        Meta(
+            description="more of vLLM's own engine arguments, as a JSON object",
+            extra={"metavar": "JSON"},
+        ),
+    ] = None
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Meta(description="where the model runs; auto takes a GPU where there is one")
     ] = "auto"
@@ -172,6 +187,74 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float | None,
         Meta(description="when each token is due after the one before; default: the worker's own", extra=_SECONDS),
     ] = None
+    replicas: Annotated[
+        int,
+        Meta(description="workers to run on this machine, each with its part of the cores, or a GPU", extra=_COUNT),
+    ] = 1
+    worker: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="instead of running the model here, use this worker, which was started with penstock worker: "
+            "tcp://HOST:PORT or unix:PATH; may be given several times, for workers of one model or of several",
+            extra={"metavar": "ADDRESS", "repeat": True},
+        ),
+    ] = ()
+    worker_secret_env: Annotated[
+        str | None,
+        Meta(
+            description="the environment variable with the secret that workers on other hosts were given; it never "
+            "goes over the wire",
+            extra={"metavar": "NAME"},
+        ),
+    ] = None
+    worker_tls_ca: Annotated[
+        str | None,
+        Meta(
+            description="speak TLS with workers on other hosts, whose certificates one in this file (PEM) has signed",
+            extra={"metavar": "FILE"},
+        ),
+    ] = None
+    worker_timeout: Annotated[
+        float,
+        Meta(
+            description="how long a worker may give no sign of life, of which there are four a second, before it is "
+            "taken for lost and others go on with what it had",
+            extra=_SECONDS,
+        ),
+    ] = 5.0
+    failover_timeout: Annotated[
+        float,
+        Meta(
+            description="how long requests wait for a worker to come back when there is none, before they are "
+            "answered 503",
+            extra=_SECONDS,
+        ),
+    ] = 15.0
+    placement: Annotated[
+        Literal[
+            "held",
+            "immediate",
+            "predicted-ttft",
+            "prefix-load",
+            "lmetric",
+            "least-load",
+            "two-choices",
+            "round-robin",
+            "session",
+        ],
+        Meta(
+            description="how one of several workers is chosen for a request: held lets requests wait in the gateway "
+            "until a worker is about to have nothing to do, and goes by caches and work"
+        ),
+    ] = "held"
+    max_wait: Annotated[
+        float | None,
+        Meta(
+            description="answer 429 at once to a request whose first token can't be there within so long; default: it "
+            "may wait",
+            extra=_SECONDS,
+        ),
+    ] = None
     max_queue: Annotated[
         int,
         Meta(description="most requests that may wait for their first token; one more is answered 429", extra=_COUNT),
@@ -201,6 +284,55 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_concurrency: Annotated[
         int, Meta(description="most requests of batches that are under way at a time", extra=_COUNT)
     ] = 64
+    upstream: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="pass requests through to this OpenAI-compatible server instead of running a model: "
+            "http://HOST:PORT, or dns:NAME:PORT for every address of a name; may be given several times",
+            extra={"metavar": "URL", "repeat": True},
+        ),
+    ] = ()
+    upstream_file: Annotated[
+        str | None,
+        Meta(
+            description="a file with upstreams, one a line or a JSON list of strings; it is watched, and they come "
+            "and go with it",
+            extra={"metavar": "FILE"},
+        ),
+    ] = None
+    upstream_api_key_env: Annotated[
+        str | None,
+        Meta(
+            description="the environment variable with the key that upstreams want; default: without --api-key-env, "
+            "clients' own keys go on to them",
+            extra={"metavar": "NAME"},
+        ),
+    ] = None
+    upstream_connect_timeout: Annotated[
+        float, Meta(description="how long a connection to an upstream may take", extra=_SECONDS)
+    ] = 5.0
+    upstream_first_byte_timeout: Annotated[
+        float, Meta(description="how long an upstream may take to begin its answer", extra=_SECONDS)
+    ] = 300.0
+    upstream_idle_timeout: Annotated[
+        float, Meta(description="how long an upstream may be silent within an answer", extra=_SECONDS)
+    ] = 120.0
+    hedge: Annotated[
+        float | None,
+        Meta(
+            description="send at most this share of requests, such as 0.02, to a second upstream too, if the first has "
+            "not begun its answer when 19 of 20 would have; default: none",
+            extra={"metavar": "SHARE", "parse": parse_share},
+        ),
+    ] = None
+    api_key_env: Annotated[
+        str | None,
+        Meta(
+            description="the environment variable with the keys, separated by commas, of which clients must send one; "
+            "default: everybody may ask",
+            extra={"metavar": "NAME"},
+        ),
+    ] = None
     drain_timeout: Annotated[
         float,
         Meta(description="how long running requests may take to finish after SIGTERM or Ctrl-C", extra=_SECONDS),
@@ -225,10 +357,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
     def __post_init__(self) -> None:
-        if self.engine == "vllm":
-            raise SettingsError("--engine vllm isn't part of this version of Penstock, which has --engine native")
-        if self.engine != "native":
-            raise SettingsError(f"--engine {self.engine} is unknown; this version of Penstock has --engine native")
+        if self.engine not in ("native", "vllm"):
+            raise SettingsError(f"--engine {self.engine} is unknown: it is native or vllm")
+        if self.engine == "native":
+            for name in ("vllm_python", "vllm_args"):
+                if getattr(self, name) is not None:
+                    raise SettingsError(f"{flag(name)} needs --engine vllm")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be between 0 and 65535, not {self.port}")
         if self.model is not None and not self.model.strip():
@@ -241,16 +375,47 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{flag(name)} must be at least 1, not {value}")
-        for name in ("ttft", "tpot"):
+        if self.worker:
+            _check_workers(self)
+        for name in ("ttft", "tpot", "worker_timeout", "max_wait"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise SettingsError(f"{flag(name)} must be a number of seconds above 0, not {value:g}")
         if self.gpu_memory is not None and not 0 < self.gpu_memory <= 1:
             raise SettingsError(f"--gpu-memory must be above 0 and at most 1, not {self.gpu_memory:g}")
+        if not 0 <= self.failover_timeout < math.inf:
+            raise SettingsError(f"--failover-timeout must be a number of seconds, not {self.failover_timeout:g}")
         if not 0 <= self.drain_timeout < math.inf:
             raise SettingsError(f"--drain-timeout must be a number of seconds, 0 or more, not {self.drain_timeout:g}")
+        for name in ("upstream_connect_timeout", "upstream_first_byte_timeout", "upstream_idle_timeout"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"{flag(name)} must be a number of seconds above 0, not {getattr(self, name):g}")
+        if self.upstream or self.upstream_file:
+            _check_upstreams(self.upstream)
         if self.kv_replay is not None and self.kv_events is None:
             raise SettingsError("--kv-replay needs --kv-events: there is nothing to replay without it")
+
+
+def _check_upstreams(upstreams: tuple[str, ...]) -> None:
+    from gateway.fleet.upstream.sources import parse_source
+
+    for one in upstreams:
+        try:
+            parse_source(one)
+        except ValueError as error:
+            raise SettingsError(f"--upstream {error}") from None
+
+
+def _check_workers(settings: Settings) -> None:
+    for address in settings.worker:
+        try:
+            parse_address(address)
+        except ValueError as error:
+            raise SettingsError(f"--worker {error}") from None
+    if len(set(settings.worker)) < len(settings.worker):
+        raise SettingsError("--worker: the same worker was named twice")
+    if settings.replicas > 1:
+        raise SettingsError("--replicas are workers that are started here; leave it out beside --worker")
 
 
 def flag(field: str) -> str:
@@ -273,6 +438,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if extra.get("positional"):
             parser.add_argument(name, nargs="?", metavar=extra["metavar"], **options)
             continue
+        if extra.get("repeat"):
+            parser.add_argument(flag(name), action="append", metavar=extra["metavar"], help=meta.description)
+            continue
         if default is not None:
             options["help"] = f"{meta.description} (default: {_shown(name, default)})"
         choices = getattr(kind, "__args__", ()) if getattr(kind, "__origin__", None) is Literal else ()
@@ -290,7 +458,10 @@ def from_args(args: argparse.Namespace) -> Settings:
     Raises:
         SettingsError: a value makes no sense.
     """
-    return Settings(**{name: getattr(args, name) for name in Settings.__struct_fields__})
+    found: dict[str, Any] = {name: getattr(args, name) for name in Settings.__struct_fields__}
+    for name in ("upstream", "worker"):
+        found[name] = tuple(found[name] or ())
+    return Settings(**found)
 
 
 def _annotations() -> dict[str, tuple[Any, Meta]]:

@@ -1,17 +1,32 @@
 """What do all endpoints share? The models, the metrics, the limits, and whether we are shutting down."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from engine.link import Failed
 from gateway.api.response_store import ResponseStore
 from gateway.batches.service import Batches
 from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
+from gateway.keys import Keys
 from gateway.telemetry.metrics import Metrics
 from gateway.wire import errors
 
 _RETRY_LOST: Final = 2.0  # a dead worker's successor takes at least a second to come
+
+
+class Upstreams(Protocol):
+    """Models that others serve, to whom requests pass through."""
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why requests would not be answered now, or None when they would."""
+
+    def names(self) -> list[str]:
+        """The names of the models."""
+
+    def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:
+        """End every request that still runs, with a reason."""
 
 
 class Context:
@@ -20,12 +35,17 @@ class Context:
     Args:
         max_queue: most requests without a first token; one more is refused.
         max_body: largest body in bytes.
+        keys: those that clients must have; none: everybody may ask.
     """
 
-    def __init__(self, *, max_queue: int, max_body: int, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, *, max_queue: int, max_body: int, metrics: Metrics | None = None, keys: Keys | None = None
+    ) -> None:
         self.max_queue = max_queue
         self.max_body = max_body
         self.metrics = metrics or Metrics()
+        self.keys = keys or Keys()
+        self.upstreams: Upstreams | None = None
         self.models: dict[str, ServedModel] = {}
         self.responses = ResponseStore()
         self.batches: Batches | None = None
@@ -43,7 +63,11 @@ class Context:
         """
         found = self.models.get(name)
         if found is None:
-            if not self.models:
+            if self.upstreams is not None and name in self.upstreams.names():
+                raise errors.ApiError(
+                    404, f"The model '{name}' does not have this endpoint here.", code="model_not_found", param="model"
+                )
+            if not self.models and self.upstreams is None:
                 raise errors.unavailable("The model is still being loaded.", 1)
             raise errors.model_not_found(name, self.models)
         return found
@@ -63,11 +87,13 @@ class Context:
         """Why requests would not be answered now, or None when they would."""
         if self.draining:
             return "The server is shutting down."
-        if not self.models:
+        if self.upstreams is not None and (reason := self.upstreams.not_ready) is not None:
+            return reason
+        if not self.models and self.upstreams is None:
             return "The model is still being loaded."
         for model in self.models.values():
-            if not model.worker.ready:
-                return f"The worker of '{model.name}' is {model.worker.state}."
+            if not model.fleet.ready:
+                return f"The worker of '{model.name}' is {model.fleet.state}."
         return None
 
     def seat(self, model: ServedModel, count: int, background: bool) -> "Seat":
@@ -82,13 +108,15 @@ class Context:
             return Seat(self, 0)
         if self.queued >= self.max_queue:
             self.metrics.refused.inc()
-            raise errors.overloaded(model.worker.backlog)
+            raise errors.overloaded(model.fleet.backlog)
         return Seat(self, count)
 
-    def interrupt_all(self, make_reason: Callable[[], BaseException]) -> None:
+    def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:
         """End every request that still runs, with a reason."""
         for model in self.models.values():
-            model.worker.interrupt_all(make_reason)
+            model.fleet.interrupt_all(make_reason)
+        if self.upstreams is not None:
+            self.upstreams.interrupt_all(make_reason)
 
 
 class Seat:

@@ -45,7 +45,7 @@ async def embed(context: Context, exchange: Exchange) -> None:
     watcher: asyncio.Task[None] | None = None
     try:
         ids = [await _tokens(model, request, index, text) for index, text in enumerate(inputs)]
-        stream = model.worker.open()
+        stream = model.fleet.open()
         watcher = asyncio.create_task(abort_when_gone(exchange, stream))
         outputs = await _run(stream, request, ids, exchange.background, arrived)
     except (WorkerLost, RequestFailed) as fault:

@@ -82,7 +82,7 @@ class Generation:
         self._exchange.fault_events = self._form.fault
         try:
             ids = [await self._encode(prompt) for prompt in prompts]
-            stream = self._model.worker.open()
+            stream = self._model.fleet.open()
             self._submit(stream, prompts, ids)
             watcher = asyncio.create_task(abort_when_gone(self._exchange, stream))
             outputs = await stream.next()

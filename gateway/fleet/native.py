@@ -1,20 +1,28 @@
 """How does the gateway speak to one worker over `engine.link`?
 
 One connection carries every request. A `Step` frame is taken apart in one go: each output is put into its request's
-`OutputStream` and wakes the one task that waits there. There is no task, queue or lock per token.
+`OutputStream` and wakes the one task that waits there. There is no task, queue or lock per token. Of each request it is
+kept what it takes to go on with it elsewhere: that is `gateway.fleet.fleet`'s business.
 """
 
 import asyncio
+import hmac
+import itertools
 import logging
+import secrets
+import socket
+import ssl
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypedDict, Unpack, cast
+
+import msgspec
 
 from engine.link import (
     PROTOCOL,
     Abort,
-    Drain,
+    Challenge,
     Failed,
     FrameReader,
     Hello,
@@ -23,14 +31,19 @@ from engine.link import (
     Output,
     Pooling,
     Progress,
+    Proof,
     Sampling,
     Slo,
     Step,
     Submit,
     ToGateway,
+    ToWorker,
+    Welcome,
     decode_to_gateway,
     frame,
     parse_address,
+    proof_of_gateway,
+    proof_of_worker,
 )
 
 log = logging.getLogger(__name__)
@@ -60,6 +73,89 @@ class RequestFailed(Exception):
         self.failed = failed
 
 
+class Ask:
+    """One request on its way: what was asked, and what is there of its answer, so that any worker can go on with it.
+
+    ``id`` is its own in this process, whichever worker it is sent to. ``placements`` counts the workers that have had
+    it, ``link`` is that of the one that has it now, from which nothing has come yet while it is ``fresh``. ``since`` is
+    when it was asked, ``held`` since when it waits for a worker (the event loop's clock), and ``mishap`` what became of
+    the last worker that had it.
+    """
+
+    __slots__ = (
+        "answer",
+        "fresh",
+        "held",
+        "id",
+        "link",
+        "mishap",
+        "options",
+        "placements",
+        "prompt",
+        "sampling",
+        "since",
+        "stream",
+    )
+
+    def __init__(
+        self, stream: "OutputStream", id: int, prompt: Sequence[int], sampling: Sampling, options: SubmitOptions
+    ) -> None:
+        self.stream = stream
+        self.id = id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.options = options
+        self.answer: list[int] = []
+        self.link: WorkerLink | None = None
+        self.placements = 0
+        self.fresh = True
+        self.since = self.held = 0.0
+        self.mishap = ""
+
+    def message(self, now: float) -> Submit:
+        """What a worker is told: to begin, or to go on where another was lost."""
+        answer = self.answer
+        if not answer:
+            options = self.options | {"age": self.options.get("age", 0.0) + now - self.since}
+            return Submit(id=self.id, tokens=int32_bytes(self.prompt), sampling=self.sampling, **options)
+        # The client has its first token: what matters now is that the next comes soon. And its prompt's scores.
+        sampling = msgspec.structs.replace(self.sampling, prompt_logprobs=-1)
+        tokens = int32_bytes(self.prompt) + int32_bytes(answer)
+        return Submit(id=self.id, tokens=tokens, sampling=sampling, answered=len(answer), **self.options | {"age": 0.0})
+
+
+class Carrier(Protocol):
+    """Who brings requests to a worker: a link to one, or a fleet with many."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def submit(self, ask: Ask) -> None:
+        """Bring a new request to a worker.
+
+        Raises:
+            WorkerLost: it can't be.
+        """
+
+    def abort(self, asks: Collection[Ask]) -> None:
+        """Have requests forgotten at once, wherever they are."""
+
+    def lost(self, ask: Ask, reason: str) -> None:
+        """The worker that had a request has gone."""
+
+    def refused(self, ask: Ask, failed: Failed) -> None:
+        """The worker that had a request gives it up."""
+
+    def begun(self, ask: Ask) -> None:
+        """A request's first output from the worker that has it now has come."""
+
+    def ended(self, ask: Ask) -> None:
+        """A request has its last output."""
+
+
+_ids = itertools.count()
+
+
 class OutputStream:
     """What some requests bring, in order: those of one client's request, such as its ``n`` choices.
 
@@ -67,11 +163,11 @@ class OutputStream:
     request never has more outputs than its ``max_tokens``.
     """
 
-    __slots__ = ("_link", "_open", "_outputs", "_reason", "_waiter")
+    __slots__ = ("_asks", "_carrier", "_outputs", "_reason", "_waiter")
 
-    def __init__(self, link: "WorkerLink") -> None:
-        self._link = link
-        self._open: set[int] = set()
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._asks: dict[int, Ask] = {}
         self._outputs: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None
         self._reason: BaseException | None = None
@@ -79,17 +175,19 @@ class OutputStream:
     @property
     def open(self) -> frozenset[int]:
         """The requests that have neither ended nor been aborted."""
-        return frozenset(self._open)
+        return frozenset(self._asks)
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, **more: Unpack[SubmitOptions]) -> int:
         """Begin a request for the token ids of ``prompt``; returns the ``id`` that its outputs bear.
 
         Raises:
-            WorkerLost: the connection has gone.
+            WorkerLost: there is nobody to take it.
         """
-        id = self._link.submit(self, prompt, sampling, **more)
-        self._open.add(id)
-        return id
+        ask = Ask(self, next(_ids), prompt, sampling, more)
+        ask.since = self._carrier.loop.time()
+        self._carrier.submit(ask)
+        self._asks[ask.id] = ask
+        return ask.id
 
     async def next(self) -> list[Output]:
         """Wait for outputs and return all that have come, at least one.
@@ -97,14 +195,14 @@ class OutputStream:
         When each request has had one with a ``finish`` there is nothing more to wait for.
 
         Raises:
-            WorkerLost: the worker has gone.
+            WorkerLost: the worker has gone, and there is no other.
             RequestFailed: the worker gave a request up.
             Exception: what `interrupt` was given.
         """
         while not self._outputs:
             if self._reason is not None:
                 raise self._reason
-            self._waiter = self._link.loop.create_future()
+            self._waiter = self._carrier.loop.create_future()
             await self._waiter
         outputs, self._outputs = self._outputs, []
         return outputs
@@ -117,42 +215,54 @@ class OutputStream:
 
     def close(self) -> None:
         """Abort all requests that have not ended."""
-        if self._open:
-            self._link.abort(self._open)
-            self._open.clear()
+        if self._asks:
+            self._carrier.abort(self._asks.values())
+            self._asks.clear()
 
     def abort(self, id: int) -> None:
         """Abort one request, unless it has ended."""
-        if id in self._open:
-            self._open.discard(id)
-            self._link.abort((id,))
+        ask = self._asks.pop(id, None)
+        if ask is not None:
+            self._carrier.abort((ask,))
 
-    def put(self, output: Output) -> None:
+    def put(self, ask: Ask, output: Output) -> None:
         """Take what a step brought. For the link."""
+        if ask.fresh:
+            ask.fresh = False
+            self._carrier.begun(ask)
+        ask.answer += output.tokens
         self._outputs.append(output)
         if output.finish is not None:
-            self._open.discard(output.id)
-        self._wake()
-
-    def fail(self, reason: BaseException, id: int | None = None) -> None:
-        """End without an answer, once all that came before has been read. For the link.
-
-        ``id`` is the request that the worker gave up; without one they have all ended.
-        """
-        if id is None:
-            self._open.clear()
-        else:
-            self._open.discard(id)
-        if self._reason is None:
-            self._reason = reason
-        self._wake()
-
-    def _wake(self) -> None:
+            self._asks.pop(ask.id, None)
+            self._carrier.ended(ask)
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
+
+    def lost(self, ask: Ask, reason: str) -> None:
+        """The worker that had a request has gone. For the link."""
+        self._carrier.lost(ask, reason)
+
+    def refused(self, ask: Ask, failed: Failed) -> None:
+        """The worker that had a request gives it up. For the link."""
+        self._carrier.refused(ask, failed)
+
+    def fail(self, reason: BaseException, id: int | None = None) -> None:
+        """End without an answer, once all that came before has been read. For the carrier.
+
+        ``id`` is the request that was given up; without one they all have been.
+        """
+        if id is None:
+            self._asks.clear()
+        else:
+            self._asks.pop(id, None)
+        if self._reason is None:
+            self._reason = reason
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class LinkOwner(Protocol):
@@ -168,16 +278,23 @@ class LinkOwner(Protocol):
 
 
 class WorkerLink(asyncio.Protocol):
-    """A connection to one worker. Made by `connect`; belongs to one event loop."""
+    """A connection to one worker. Made by `connect`; belongs to one event loop.
 
-    def __init__(self, owner: LinkOwner, loop: asyncio.AbstractEventLoop) -> None:
+    With a ``secret`` both sides prove that they know it before anything else is said. ``heard`` is when the worker last
+    sent anything (the event loop's clock).
+    """
+
+    def __init__(self, owner: LinkOwner, loop: asyncio.AbstractEventLoop, secret: bytes = b"") -> None:
         self.loop = loop
         self.hello: Hello | None = None
+        self.heard = loop.time()
         self._owner = owner
+        self._secret = secret
+        self._workers_nonce = self._nonce = b""
+        self._trusted = not secret
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader()
-        self._streams: dict[int, OutputStream] = {}
-        self._next_id = 0
+        self._asks: dict[int, Ask] = {}
 
     @property
     def connected(self) -> bool:
@@ -186,10 +303,10 @@ class WorkerLink(asyncio.Protocol):
     @property
     def requests(self) -> int:
         """How many requests have not ended."""
-        return len(self._streams)
+        return len(self._asks)
 
     def open(self) -> OutputStream:
-        """A stream to submit requests to.
+        """A stream of requests to this worker alone: they are lost with it.
 
         Raises:
             WorkerLost: the connection has gone.
@@ -198,46 +315,68 @@ class WorkerLink(asyncio.Protocol):
             raise WorkerLost("the worker has gone")
         return OutputStream(self)
 
-    def submit(
-        self, stream: OutputStream, prompt: Sequence[int], sampling: Sampling, **more: Unpack[SubmitOptions]
-    ) -> int:
-        """What `OutputStream.submit` does."""
+    def submit(self, ask: Ask) -> None:
+        """Send a request to this worker.
+
+        Raises:
+            WorkerLost: the connection has gone.
+        """
         if self._transport is None:
             raise WorkerLost("the worker has gone")
-        id, self._next_id = self._next_id, self._next_id + 1
-        self._transport.write(frame(Submit(id=id, tokens=int32_bytes(prompt), sampling=sampling, **more)))
-        self._streams[id] = stream
-        return id
+        self._asks[ask.id] = ask
+        ask.link = self
+        ask.fresh = True
+        ask.placements += 1
+        self._transport.write(frame(ask.message(self.loop.time())))
 
-    def abort(self, ids: Iterable[int]) -> None:
+    def abort(self, asks: Collection[Ask]) -> None:
         """Have the worker forget requests at once."""
-        gone = [id for id in ids if self._streams.pop(id, None) is not None]
+        gone = [ask.id for ask in asks if self._asks.pop(ask.id, None) is not None]
         if gone and self._transport is not None:
             self._transport.write(frame(Abort(gone)))
 
-    def drain(self) -> None:
-        """Tell the worker to finish what it has and exit."""
+    def lost(self, ask: Ask, reason: str) -> None:
+        ask.stream.fail(WorkerLost(reason))
+
+    def refused(self, ask: Ask, failed: Failed) -> None:
+        ask.stream.fail(RequestFailed(failed), ask.id)
+
+    def begun(self, ask: Ask) -> None: ...
+
+    def ended(self, ask: Ask) -> None: ...
+
+    def send(self, message: ToWorker) -> None:
+        """Tell the worker something, if it is still there."""
         if self._transport is not None:
-            self._transport.write(frame(Drain()))
+            self._transport.write(frame(message))
 
     def interrupt_all(self, make_reason: Callable[[], BaseException]) -> None:
         """Abort every request, and raise a reason in each task that waits for one."""
-        for stream in set(self._streams.values()):
+        for stream in {ask.stream for ask in self._asks.values()}:
             stream.interrupt(make_reason())
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
+    def give_up(self, reason: str) -> None:
+        """Take the worker for lost, at once and whatever the connection says."""
+        transport = self._transport
+        self._lose(reason)
+        if transport is not None:
+            transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are asyncio's in all but ancestry.
         self._transport = cast(asyncio.Transport, transport)
+        watch_over(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
+        self.heard = self.loop.time()
         try:
             for payload in self._reader.feed(data):
                 message = decode_to_gateway(payload)
-                if type(message) is Step:
+                if type(message) is Step and self._trusted:
                     self._on_step(message)
                 else:
                     self._on_rare(message)
@@ -248,23 +387,26 @@ class WorkerLink(asyncio.Protocol):
         self._lose("the worker's connection broke" if exc is None else f"the worker's connection broke: {exc}")
 
     def _on_step(self, step: Step) -> None:
-        streams = self._streams
+        asks = self._asks
         for output in step.outputs:
-            stream = streams.get(output.id)
-            if stream is None:
+            ask = asks.get(output.id)
+            if ask is None:
                 continue  # aborted: the worker sent this before it heard of it
             if output.finish is not None:
-                del streams[output.id]
-            stream.put(output)
+                del asks[output.id]
+            ask.stream.put(ask, output)
 
     def _on_rare(self, message: ToGateway) -> None:
+        if not self._trusted:
+            self._identify(message)
+            return
         match message:
             case Load():
                 self._owner.on_load(message)
             case Failed():
-                stream = self._streams.pop(message.id, None)
-                if stream is not None:
-                    stream.fail(RequestFailed(message), message.id)
+                ask = self._asks.pop(message.id, None)
+                if ask is not None:
+                    ask.stream.refused(ask, message)
             case Progress():
                 self._owner.on_progress(message)
             case Hello():
@@ -272,24 +414,45 @@ class WorkerLink(asyncio.Protocol):
                     raise LinkError(f"it speaks protocol {message.protocol}, this gateway {PROTOCOL}")
                 self.hello = message
                 self._owner.on_hello(self, message)
+            case Challenge():
+                raise LinkError("it wants a proof, and this gateway has no secret: name it with --worker-secret-env")
+
+    def _identify(self, message: ToGateway) -> None:
+        """Prove to the worker that we know the secret, and look whether it does.
+
+        Raises:
+            LinkError: it doesn't, or says something else.
+        """
+        match message:
+            case Challenge(nonce) if not self._nonce:
+                self._workers_nonce, self._nonce = nonce, secrets.token_bytes(32)
+                self.send(Proof(self._nonce, proof_of_gateway(self._secret, nonce, self._nonce)))
+            case Welcome(proof) if self._nonce:
+                if not hmac.compare_digest(proof, proof_of_worker(self._secret, self._workers_nonce, self._nonce)):
+                    raise LinkError("it doesn't know the secret")
+                self._trusted = True
+            case _:
+                raise LinkError("it speaks before it has proved that it knows the secret (--secret-env)")
 
     def _lose(self, reason: str) -> None:
         transport, self._transport = self._transport, None
         if transport is None:
             return
         transport.close()
-        streams = set(self._streams.values())
-        self._streams.clear()
-        for stream in streams:
-            stream.fail(WorkerLost(reason))
+        if not self._trusted and self._nonce:
+            reason = f"{reason}; perhaps the secrets differ (--secret-env there, --worker-secret-env here)"
+        asks = list(self._asks.values())
+        self._asks.clear()
         self._owner.on_lost(self, reason)
+        for ask in asks:
+            ask.stream.lost(ask, reason)
 
 
-async def connect(address: str, owner: LinkOwner) -> WorkerLink:
-    """Connect to the worker that listens on ``address``.
+async def connect(address: str, owner: LinkOwner, secret: bytes = b"", tls: ssl.SSLContext | None = None) -> WorkerLink:
+    """Connect to the worker that listens on ``address``. The secret is for whatever asks for it, TLS for TCP only.
 
     Raises:
-        OSError: nobody listens there (yet).
+        OSError: nobody listens there (yet), or it has no certificate that we trust.
         ValueError: this is no address.
     """
     loop = asyncio.get_running_loop()
@@ -297,8 +460,19 @@ async def connect(address: str, owner: LinkOwner) -> WorkerLink:
     if isinstance(where, str):
         _, link = await loop.create_unix_connection(lambda: WorkerLink(owner, loop), where)
     else:
-        _, link = await loop.create_connection(lambda: WorkerLink(owner, loop), *where)
+        _, link = await loop.create_connection(lambda: WorkerLink(owner, loop, secret), *where, ssl=tls)
     return link
+
+
+def watch_over(sock: socket.socket | None) -> None:
+    """Send at once what is to be sent, and notice within seconds when the other host has gone without a word."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 5, "TCP_USER_TIMEOUT": 15_000}.items():
+        if hasattr(socket, name):  # Linux' names
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def int32_bytes(ids: Sequence[int]) -> bytes:

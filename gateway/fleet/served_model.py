@@ -1,4 +1,4 @@
-"""What does it take to answer for a model that clients can name? Its worker, its limits, and its tools for text."""
+"""What does it take to answer for a model that clients can name? Its workers, its limits, and its tools for text."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from engine.link import Hello
-from gateway.fleet.worker import Worker
+from gateway.fleet.fleet import Fleet
 from gateway.text.dialect import Dialect
 from gateway.text.grammar_check import GrammarChecker
 from gateway.text.template import ChatTemplate, TemplateError
@@ -14,18 +14,17 @@ from gateway.text.tokenizer import Tokenizer
 
 
 class ServedModel:
-    """A model by the name that clients send. The limits are those that its worker stated."""
+    """A model by the name that clients send. The limits are those that its workers stated."""
 
     def __init__(
-        self, hello: Hello, worker: Worker, tokenizer: Tokenizer, template: ChatTemplate, dialect: Dialect
+        self, hello: Hello, fleet: Fleet, tokenizer: Tokenizer, template: ChatTemplate, dialect: Dialect
     ) -> None:
         self.name = hello.model
         self.created = int(time.time())
-        self.max_model_len = hello.max_model_len
         self.vocab_size = hello.vocab_size
         self.embedding_size = hello.embedding_size
         self.defaults = hello.defaults
-        self.worker = worker
+        self.fleet = fleet
         self.tokenizer = tokenizer
         self.template = template
         self.dialect = dialect
@@ -33,7 +32,7 @@ class ServedModel:
 
     @classmethod
     async def load(
-        cls, hello: Hello, worker: Worker, *, tool_parser: str = "auto", reasoning_parser: str = "auto"
+        cls, hello: Hello, fleet: Fleet, *, tool_parser: str = "auto", reasoning_parser: str = "auto"
     ) -> "ServedModel":
         """Load tokenizer and chat template from the folder that the worker named.
 
@@ -54,7 +53,12 @@ class ServedModel:
             tool_parser=tool_parser,
             reasoning_parser=reasoning_parser,
         )
-        return cls(hello, worker, tokenizer, template, dialect)
+        return cls(hello, fleet, tokenizer, template, dialect)
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a request, prompt plus answer."""
+        return self.fleet.max_model_len
 
     def close(self) -> None:
         """Let go of the threads that check grammars."""

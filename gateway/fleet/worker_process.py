@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -62,18 +62,27 @@ class WorkerProcess:
         command: what to run; it must listen on ``address``.
         address: of the link, ``unix:PATH``.
         backoff: pauses between a death and the next start.
+        environment: variables that its environment has beside ours.
     """
 
     def __init__(
-        self, worker: Worker, command: Sequence[str], address: str, metrics: Metrics, backoff: Backoff | None = None
+        self,
+        worker: Worker,
+        command: Sequence[str],
+        address: str,
+        metrics: Metrics,
+        backoff: Backoff | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.worker = worker
         self._command = list(command)
         self._address = address
         self._metrics = metrics
         self._backoff = backoff or Backoff()
+        self._environment = {**package_environment(), **(environment or {})}
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
+        self._restarting = False
 
     @property
     def pid(self) -> int | None:
@@ -93,6 +102,9 @@ class WorkerProcess:
                 return
             if self.worker.hello is None:
                 raise WorkerStartError(status)
+            if self._restarting:
+                self._restarting = False
+                continue
             pause = self._backoff.after(time.monotonic() - started)
             log.error("worker=%s %s; starting another in %g s", self.worker.name, describe_exit(status), pause)
             with contextlib.suppress(TimeoutError):
@@ -106,11 +118,26 @@ class WorkerProcess:
         process = self._process
         if process is None:
             return
-        if self.worker.ready:
+        if self.worker.link is not None:
             self.worker.drain()
             if await _exited(process, timeout):
                 return
         await _end(process)
+
+    async def restart(self, timeout: float) -> None:
+        """Start the worker anew, without losing a request, and wait until it is there.
+
+        What it has may take ``timeout`` seconds to finish; the rest of it goes on elsewhere, or waits.
+        """
+        process = self._process
+        if process is None or self.worker.link is None:
+            return  # it is being started as it is
+        self._restarting = True
+        self.worker.greeted.clear()
+        self.worker.drain()
+        if not await _exited(process, timeout):
+            await _end(process)
+        await self.worker.greeted.wait()
 
     def kill(self) -> None:
         """End the worker at once, without waiting."""
@@ -124,7 +151,7 @@ class WorkerProcess:
             *self._command,
             stdin=subprocess.DEVNULL,
             stdout=2,  # our own standard output carries the ready line alone
-            env=_environment(),
+            env=self._environment,
         )
         try:
             if await self._connect(process):
@@ -159,6 +186,10 @@ class WorkerProcess:
 def worker_command(settings: Settings, address: str) -> list[str]:
     """The command line of a worker: what is set, and nothing else."""
     command = [sys.executable, "-P", "-m", "engine"]
+    if settings.engine == "vllm":
+        # By its path, and without PYTHONPATH: that Python's environment may be another one than ours.
+        start = Path(__file__).resolve().parents[2] / "engine" / "vllm" / "__main__.py"
+        command = [settings.vllm_python or sys.executable, "-P", "-E", str(start)]
     if settings.model is not None:
         command.append(settings.model)
     command += ["--listen", address, "--parent-pid", str(os.getpid())]
@@ -171,7 +202,7 @@ def worker_command(settings: Settings, address: str) -> list[str]:
     }
     for field in (
         *("max_model_len", "max_running", "kv_memory", "gpu_memory", "block_size", "threads", "ttft", "tpot"),
-        *("kv_events", "kv_replay"),
+        *("kv_events", "kv_replay", "vllm_args"),
     ):
         options[flag(field)] = getattr(settings, field)
     for option, value in options.items():
@@ -203,7 +234,7 @@ def describe_exit(status: int) -> str:
         return f"was ended by signal {-status}"
 
 
-def _environment() -> dict[str, str]:
+def package_environment() -> dict[str, str]:
     """Ours, and the folder of our packages: the worker finds them wherever `penstock` was started."""
     root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")

@@ -15,6 +15,8 @@ from uvicorn.server import ServerState
 
 from gateway.api.context import Context
 from gateway.app import App
+from gateway.fleet.fleet import Fleet
+from gateway.fleet.roster import Roster
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
 from gateway.http_protocol import HttpProtocol
@@ -70,6 +72,11 @@ class Gateway:
         self.worker = worker
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def fleet_worker(self) -> Worker:
+        """What the gateway knows of the worker."""
+        return self.model.fleet.workers["w0"]
 
     @property
     def model(self) -> ServedModel:
@@ -138,19 +145,29 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder: Path, *, max_queue: int = 4096, max_body: int = 1 << 20, loaded: bool = True, **fake: Any
+    folder: Path,
+    *,
+    max_queue: int = 4096,
+    max_body: int = 1 << 20,
+    loaded: bool = True,
+    patience: float = 0.05,
+    **fake: Any,
 ) -> AsyncIterator[Gateway]:
-    """A gateway with a `FakeWorker` made with ``fake``. Not ``loaded``: as it is before the worker's `Hello`."""
+    """A gateway with a `FakeWorker` made with ``fake``. Not ``loaded``: as it is before the worker's `Hello`.
+
+    For ``patience`` seconds requests wait for a worker that has gone.
+    """
     metrics = Metrics()
     context = Context(max_queue=max_queue, max_body=max_body, metrics=metrics)
     worker = FakeWorker(folder, **fake)
-    fleet_worker = Worker("w0", metrics)
+    roster = Roster(context.models, lambda name: Fleet(name, metrics, patience=patience), ServedModel.load)
+    fleet_worker = Worker("w0", metrics, watcher=roster)
     with tempfile.TemporaryDirectory() as directory, contextlib.closing(listen("127.0.0.1", 0)) as listener:
         await worker.start(f"{directory}/w.sock")
         if loaded:
             await fleet_worker.connect(f"unix:{directory}/w.sock")
             await fleet_worker.greeted.wait()
-            context.models["fake"] = await ServedModel.load(worker.hello, fleet_worker)
+            await roster.loaded()
         # The protocol alone, without uvicorn.Server around it: that one sleeps when it ends.
         config = http_config(App(context))
         config.load()

@@ -287,7 +287,7 @@ def test_a_thousand_streams_at_once(model_folder: Path, started: list[Served]) -
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["--engine", "vllm"], "isn't part"), (["--port", "-1"], "--port must")]
+    ("words", "message"), [(["--vllm-args", "{}"], "needs --engine vllm"), (["--port", "-1"], "--port must")]
 )
 def test_settings_that_make_no_sense(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()

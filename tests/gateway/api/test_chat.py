@@ -296,9 +296,7 @@ def test_many_at_once_keep_apart(model_folder: Path) -> None:
 def test_a_served_model_is_loaded_from_its_folder(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder) as gateway:
-            worker = gateway.model.worker
-            assert worker.hello is not None
-            again = await ServedModel.load(worker.hello, worker)
+            again = await ServedModel.load(gateway.worker.hello, gateway.model.fleet)
             assert (again.name, again.max_model_len, again.vocab_size) == ("fake", 64, 257)
 
     run(scenario())

@@ -33,7 +33,7 @@ def test_ready_follows_the_worker_and_the_drain(model_folder: Path) -> None:
         async with serving(model_folder) as gateway:
             reasons = [gateway.context.not_ready]
             gateway.worker.drop()
-            await gateway.model.worker.lost.wait()
+            await gateway.fleet_worker.lost.wait()
             reasons.append(gateway.context.not_ready)
             gateway.context.draining = True
             reasons.append(gateway.context.not_ready)

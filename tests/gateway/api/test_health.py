@@ -30,7 +30,7 @@ def test_not_ready_without_a_worker(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder) as gateway:
             gateway.worker.drop()
-            await gateway.model.worker.lost.wait()
+            await gateway.fleet_worker.lost.wait()
             assert (await gateway.get("/health/ready")).status == 503
             page = (await gateway.get("/metrics")).body.decode()
             assert 'penstock_worker_up{worker="w0"} 0.0' in page
