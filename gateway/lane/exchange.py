@@ -53,9 +53,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_attempts", "_body", "_chunked", "_client", "_forwarded", "_keep_alive", "_kept", "_lane", "_parts", "_queued",
-        "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "endpoint", "headers", "model",
-        "prompt", "request_id",
+        "_attempts", "_body", "_chunked", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_parts",
+        "_queued", "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "endpoint", "headers",
+        "model", "prompt", "request_id",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +88,7 @@ class Exchange:
         self._retries = 0
         self._queued = False
         self._timer: TimerHandle | None = None
+        self._hedge: Connection | None = None
 
     # What the client's connection calls
 
@@ -105,6 +106,9 @@ class Exchange:
             self._admit()
         except errors.ApiError as error:
             self._fail(error)
+        except Exception:
+            log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
+            self.interrupt(errors.internal_error())
 
     def refuse(self, error: errors.ApiError) -> None:
         """Answer with an error, whether the body is complete or not."""
@@ -170,7 +174,7 @@ class Exchange:
         self.prompt = prompt = lane.prompt(skimmed, body)
         self._send(lane.placing.choose(ready, prompt, self._received))
         if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
-            self._timer = lane.loop.call_later(delay, self._hedge)
+            self._timer = lane.loop.call_later(delay, self._send_hedge)
 
     def _find_id(self) -> None:
         for name, value in self.headers:
@@ -195,13 +199,14 @@ class Exchange:
             self,
         )
 
-    def _hedge(self) -> None:
+    def _send_hedge(self) -> None:
         """The first byte is late: ask another target as well, if the budget has one left."""
         self._timer = None
         now = perf_counter()
         others = self._others(now)
         if others and self._lane.take_hedge(now):
             self._send(self._lane.placing.choose(others, self.prompt, now))
+            self._hedge = self._attempts[-1]
 
     def _others(self, now: float) -> list[Target]:
         return [target for target in self._lane.targets.ready(self.model, now) if target not in self._tried]
@@ -238,6 +243,13 @@ class Exchange:
     # What connections to targets call
 
     def on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
+        try:
+            self._on_data(connection, data, ended)
+        except Exception:
+            log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
+            self.interrupt(errors.internal_error())
+
+    def _on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
         if self._winner is None:
             if not data and not ended:
                 return  # a head alone promises nothing yet
@@ -303,6 +315,8 @@ class Exchange:
     def _win(self, connection: Connection) -> None:
         """The first byte: this connection's answer is the one."""
         self._winner = connection
+        if connection is self._hedge:
+            self._lane.hedge_won()
         if self._timer is not None or len(self._attempts) > 1:
             self._close_attempts(but=connection)
         if self._queued:

@@ -58,6 +58,7 @@ class Lane:
 
     async def tick(self) -> None:
         """Look after timeouts and unused connections, until cancelled."""
+        self.loop = asyncio.get_running_loop()
         options = self.targets.options
         every = min(_TICK, options.first_byte / 4, options.idle / 4)
         while True:
@@ -148,6 +149,9 @@ class Lane:
             return False
         self.counts.hedges += 1
         return True
+
+    def hedge_won(self) -> None:
+        self.counts.hedges_won += 1
 
     def _nobody(self, model: str, now: float) -> errors.ApiError:
         serving = self.targets.serving(model)
