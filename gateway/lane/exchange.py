@@ -171,7 +171,7 @@ class Exchange:
         self.model = skimmed.model
         lane.enter_queue()
         self._queued = True
-        self.prompt = prompt = lane.prompt(skimmed, body)
+        self.prompt = prompt = lane.prompt(skimmed)
         self._send(lane.placing.choose(ready, prompt, self._received))
         if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
             self._timer = lane.loop.call_later(delay, self._send_hedge)
@@ -186,12 +186,18 @@ class Exchange:
 
     # Attempts
 
-    def _send(self, target: Target, *, fresh: bool = False) -> None:
-        connection = target.connection(fresh=fresh)
+    def _send(self, target: Target) -> None:
+        """Send the request to where it was placed."""
+        connection = target.connection()
         target.in_flight += 1
+        self._tried.append(target)
+        self._lane.placing.sent(connection, self.prompt)
+        self._send_on(connection)
+
+    def _send_on(self, connection: Connection) -> None:
+        target = connection.target
         target.breaker.began()
         self._attempts.append(connection)
-        self._tried.append(target)
         body = self._body
         connection.send(
             b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b"
@@ -226,7 +232,7 @@ class Exchange:
         """``connection`` is no attempt of this request any more."""
         self._attempts.remove(connection)
         connection.target.in_flight -= 1
-        self._lane.placing.ended(connection.target, self.prompt, connection.last)
+        self._lane.placing.ended(connection)
 
     def _close_attempts(self, but: Connection | None = None) -> None:
         """Close every connection at once, save one."""
@@ -267,13 +273,15 @@ class Exchange:
 
     def on_fault(self, connection: Connection, fault: Fault) -> None:
         target = connection.target
-        self._drop(connection)
         if fault.kind == "lost" and connection.reused and not connection.heard:
             # It was closed before the request had reached it: nobody's fault, and nothing has been tried.
-            self._tried.remove(target)
+            self._attempts.remove(connection)
             target.breaker.abandoned()
-            self._send(target, fresh=True)
+            again = target.connection(fresh=True)
+            again.ticket = connection.ticket
+            self._send_on(again)
             return
+        self._drop(connection)
         now = perf_counter()
         target.counts.failed += 1
         self._lane.target_failed(target, now)
@@ -284,11 +292,11 @@ class Exchange:
         self._winner = self._stream = self._kept = None
         if self._attempts:
             return  # the hedge goes on
-        again = self._next(now)
-        if again is None:
+        other = self._next(now)
+        if other is None:
             self._fail(_no_answer(fault))
         else:
-            self._send(again)
+            self._send(other)
 
     def _go_elsewhere(self, connection: Connection, ended: bool) -> bool:
         """Whether another target is asked, because of this one's status."""

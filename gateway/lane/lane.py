@@ -14,7 +14,8 @@ from gateway.fleet.upstream.quantile import RecentQuantile
 from gateway.fleet.upstream.target import Target
 from gateway.fleet.upstream.targets import Targets
 from gateway.lane.exchange import Exchange
-from gateway.lane.placing import Placing, Prompt, fingerprints
+from gateway.lane.fingerprints import NONE, fingerprints
+from gateway.lane.placing import Placing, Prompt
 from gateway.lane.scan import Skimmed, Tally
 from gateway.telemetry.metrics import ModelMetrics, Outcome
 from gateway.wire import errors
@@ -121,14 +122,13 @@ class Lane:
     def leave_queue(self) -> None:
         self.context.queued -= 1
 
-    def prompt(self, skimmed: Skimmed, body: bytes) -> Prompt:
+    def prompt(self, skimmed: Skimmed) -> Prompt:
         """What placement looks at."""
-        text = skimmed.messages or skimmed.prompt or skimmed.input
-        raw = bytes(text)
+        text = bytes(skimmed.messages or skimmed.prompt or skimmed.input)
         session = skimmed.user if isinstance(skimmed.user, str) else ""
-        if not self.placing.fingerprints:
-            return Prompt(len(raw), None, session)
-        return Prompt(len(raw), fingerprints(raw, hash(skimmed.model) & 0xFFFFFFFFFFFFFFFF), session)
+        return Prompt(
+            len(text), fingerprints(text, hash(skimmed.model)) if self.placing.fingerprints else NONE, session
+        )
 
     def take_retry(self, now: float) -> bool:
         """Whether one more may be sent elsewhere; it is counted then."""
@@ -173,7 +173,7 @@ class Lane:
                 self.targets.changed()
         else:
             target.counts.failed += 1
-        self.placing.answered(target, exchange.prompt, now)
+        self.placing.answered(connection)
         if self.hedging:
             self._usual[streamed].add(seconds)
         if streamed:

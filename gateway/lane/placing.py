@@ -1,39 +1,25 @@
-"""Which target gets a request? The seam between the lane and placement, and the fingerprints of prompts.
+"""Which target gets a request? The seam between the lane and placement, and placement as cheap as the lane needs it.
 
-A prompt's beginning is known by hashes of ever longer beginnings of its JSON: those of two prompts agree as far as the
-prompts do. Pieces are 256 bytes long at first and grow to a quarter of what is before them, so that a prompt of 1 KB
-has 3 hashes and one of 64 KB has 24. A hash is multilinear (Lemire and Kaser, Strongly universal string hashing is
-fast, section 3) over mixed 64-bit words with random multipliers: numpy makes all of them in one pass over the text.
+Upstreams say little of themselves, so what is known is what the gateway sent and saw return, and what their Prometheus
+pages say of requests that others sent. `CacheAware` is the fleet's `immediate` policy (DESIGN: wait, plus work at the
+price of capacity) in bytes of prompt instead of seconds, with the index of `scheduler.prefix_index` as its memory of
+which prefix went where. It takes 7 µs for eight targets, where the general `scheduler.placement.Placer` takes 20; all
+other policies are that one's, by `gateway.lane.placer`.
 """
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-import numpy as np
-
+from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.target import Target
+from gateway.lane.fingerprints import NONE, PIECE_ENDS
+from scheduler.prefix_index import WORKERS, PrefixIndex
 
-_FIRST: Final = 256
-_LONGEST: Final = 1 << 20  # of a prompt, in bytes, that is looked at
-
-
-def _ends() -> list[int]:
-    """Where pieces end, in bytes."""
-    ends, end = [], 0
-    while end < _LONGEST:
-        end += max(_FIRST, end // 4 // _FIRST * _FIRST)
-        ends.append(end)
-    return [end for end in ends if end <= _LONGEST]
-
-
-PIECE_ENDS: Final = _ends()
-"""PIECE_ENDS[i]: so many bytes are covered by the first i + 1 hashes of a prompt."""
-_ENDS: Final = np.array(PIECE_ENDS)
-_LAST_WORDS: Final = _ENDS // 8 - 1
-_random: Final = np.random.default_rng()
-_MULTIPLIERS: Final = _random.integers(0, 2**63, _LONGEST // 8, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-_MIX: Final = np.uint64(0x9E3779B97F4A7C15)
-_HALF: Final = np.uint64(32)
+_BYTES_PER_TOKEN: Final = 4
+_BLOCKS: Final = 65_536  # remembered of a target that doesn't say how large its cache is
+_BLOCK_BYTES: Final = 512  # what a piece stands for on average, where it does
+_DEAREST: Final = 12.0
+_PER_REQUEST: Final = 512  # bytes of prompt; what a request under way slows another one's prefill down by
 
 
 class Prompt(NamedTuple):
@@ -44,49 +30,26 @@ class Prompt(NamedTuple):
     session: str
 
 
-NO_PROMPT: Final = Prompt(0, None, "")
-
-
-def fingerprints(text: bytes, seed: int = 0) -> Any:
-    """The hashes of ``text``'s beginnings: an array of int64, one for each full piece, none of them 0.
-
-    ``seed`` tells apart what is equal but not shared, such as prompts for different models. The hashes mean the same
-    only within one process.
-    """
-    words = min(len(text), _LONGEST) // 8
-    count = int(_LAST_WORDS.searchsorted(words))
-    if not count:
-        return _NONE
-    words = PIECE_ENDS[count - 1] // 8
-    mixed = np.frombuffer(text, np.uint64, words) * _MIX
-    mixed ^= mixed >> _HALF
-    mixed *= _MULTIPLIERS[:words]
-    sums = mixed.cumsum()[_LAST_WORDS[:count]]
-    sums += np.uint64(seed)
-    sums *= _MIX
-    sums ^= sums >> _HALF  # an index takes its slot from the low bits
-    found = sums.view(np.int64)
-    found[found == 0] = 1
-    return found
-
-
-_NONE: Final = np.zeros(0, np.int64)
+NO_PROMPT: Final = Prompt(0, NONE, "")
 
 
 class Placing(Protocol):
-    """Decides where requests go."""
+    """Decides where requests go. Each `choose` is followed by `sent`, and that by `ended`, whatever the end was."""
 
     fingerprints: bool
     """Whether it wants prompts to have their ``chain``."""
 
     def choose(self, targets: Sequence[Target], prompt: Prompt, now: float) -> Target:
-        """One of ``targets``, of which there is at least one; it will be sent there."""
+        """One of ``targets``, of which there is at least one."""
 
-    def answered(self, target: Target, prompt: Prompt, now: float) -> None:
-        """The first byte of an answer came from where ``prompt`` was sent."""
+    def sent(self, connection: Connection, prompt: Prompt) -> None:
+        """The request goes to the target that was chosen. ``connection.ticket`` is the placement's to use."""
 
-    def ended(self, target: Target, prompt: Prompt, now: float) -> None:
-        """The request left ``target``, whatever its end was."""
+    def answered(self, connection: Connection) -> None:
+        """The first byte of an answer came."""
+
+    def ended(self, connection: Connection) -> None:
+        """The request left the target."""
 
     def added(self, target: Target) -> None:
         """A target came."""
@@ -115,10 +78,13 @@ class LeastInFlight:
                 best, least = target, pressure
         return best
 
-    def answered(self, target: Target, prompt: Prompt, now: float) -> None:
+    def sent(self, connection: Connection, prompt: Prompt) -> None:
         pass
 
-    def ended(self, target: Target, prompt: Prompt, now: float) -> None:
+    def answered(self, connection: Connection) -> None:
+        pass
+
+    def ended(self, connection: Connection) -> None:
         pass
 
     def added(self, target: Target) -> None:
@@ -126,3 +92,66 @@ class LeastInFlight:
 
     def removed(self, target: Target) -> None:
         pass
+
+
+class CacheAware:
+    """The target where the least is to be computed, for this request and before it.
+
+    The price of capacity rises with the requests that wait for a first byte: what a cache hit spares is spared for all
+    of them.
+    """
+
+    fingerprints = True
+
+    def __init__(self) -> None:
+        self._index = PrefixIndex(exact=False)
+        self._indexed: set[str] = set()
+        self._waiting = 0
+        self._hit = 0
+        self._turn = 0
+
+    def choose(self, targets: Sequence[Target], prompt: Prompt, now: float) -> Target:
+        self._turn = turn = self._turn + 1
+        count = len(targets)
+        size, chain = prompt.size, prompt.chain
+        hits = self._index.match(chain) if len(chain) else None
+        price = min(1.0 + self._waiting / count, _DEAREST)
+        best = targets[0]
+        least, best_hit = float("inf"), 0
+        for step in range(count):
+            target = targets[(turn + step) % count]
+            hit = PIECE_ENDS[hits[target.name] - 1] if hits and target.name in hits else 0
+            cost = (
+                target.unread + price * (size - hit) + _PER_REQUEST * (target.in_flight + target.foreign)
+            ) * target.handicap(now)
+            if cost < least:
+                best, least, best_hit = target, cost, hit
+        self._hit = best_hit
+        if len(chain) and best.name in self._indexed:
+            self._index.placed(best.name, chain)
+        return best
+
+    def sent(self, connection: Connection, prompt: Prompt) -> None:
+        connection.ticket = work = prompt.size - self._hit
+        connection.target.unread += work
+        self._waiting += 1
+
+    def answered(self, connection: Connection) -> None:
+        connection.target.unread -= connection.ticket
+        connection.ticket = -1
+        self._waiting -= 1
+
+    def ended(self, connection: Connection) -> None:
+        if connection.ticket >= 0:
+            self.answered(connection)
+
+    def added(self, target: Target) -> None:
+        if len(self._indexed) < WORKERS:
+            kv_tokens = target.load.kv_tokens if target.load is not None else 0
+            self._index.add(target.name, kv_tokens * _BYTES_PER_TOKEN // _BLOCK_BYTES or _BLOCKS)
+            self._indexed.add(target.name)
+
+    def removed(self, target: Target) -> None:
+        if target.name in self._indexed:
+            self._index.drop(target.name)
+            self._indexed.remove(target.name)

@@ -17,6 +17,7 @@ from gateway.api.context import Context
 from gateway.app import App
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.keys import Keys
+from gateway.lane.placer import placing
 from gateway.lane.protocol import close_idle, protocol
 from gateway.lane.service import Passing
 from gateway.server import GRACE, KEEP_ALIVE, GatewayHttpServer, http_config, reachable
@@ -46,7 +47,15 @@ class UpstreamServer:
         self._context = Context(
             max_queue=settings.max_queue, max_body=settings.max_body, keys=Keys(client_keys(settings))
         )
-        self._passing = Passing(self._context, settings.upstream, settings.upstream_file, options(settings))
+        name = settings.served_model_name
+        self._passing = Passing(
+            self._context,
+            settings.upstream,
+            settings.upstream_file,
+            options(settings),
+            models=frozenset((name,)) if name is not None else None,
+            placing=placing(settings.placement),
+        )
         make = protocol(self._passing.lane)
         self._http = GatewayHttpServer(http_config(App(self._context), make))
         self._stop = asyncio.Event()

@@ -12,7 +12,7 @@ from gateway.fleet.upstream.sources import Sources, parse_source
 from gateway.fleet.upstream.target import Target
 from gateway.fleet.upstream.targets import Targets
 from gateway.lane.lane import Lane
-from gateway.lane.placing import LeastInFlight, Placing
+from gateway.lane.placing import CacheAware, Placing
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Passing:
         placing: Placing | None = None,
     ) -> None:
         self.targets = Targets(options or UpstreamOptions(), models)
-        self.lane = Lane(self.targets, placing or LeastInFlight(), context)
+        self.lane = Lane(self.targets, placing or CacheAware(), context)
         context.upstreams = self.lane
         given = [parse_source(one) for one in upstreams]
         self._sources = Sources(self.targets, given, Path(file) if file is not None else None)

@@ -83,6 +83,11 @@ class Breaker:
         """The target is back: begin its slow start."""
         self._up = now if self._slow_start > 0 else None
 
+    @property
+    def slow(self) -> bool:
+        """Whether a slow start runs."""
+        return self._up is not None
+
     def weight(self, now: float) -> float:
         """The share of a full load that it should get: above 0, at most 1."""
         if self._up is None:

@@ -53,13 +53,14 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_parser", "_parts", "_receiver", "_stays",
-        "_unsent", "framed", "headers", "heard", "idle_since", "last", "reused", "sent", "status", "target",
+        "_unsent", "framed", "headers", "heard", "idle_since", "last", "reused", "sent", "status", "target", "ticket",
         "transport",
     )  # fmt: skip
 
     def __init__(self, target: "Target") -> None:
         self.target = target
         self.transport: asyncio.Transport | None = None
+        self.ticket = 0  # placement's
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.reused = False

@@ -41,15 +41,11 @@ class Prober:
 
     Args:
         on_change: called when the target came, went, or has other models.
-        on_load: called with each report of its load.
     """
 
-    def __init__(
-        self, target: Target, on_change: Callable[[], Any], on_load: Callable[[Target], Any] = lambda target: None
-    ) -> None:
+    def __init__(self, target: Target, on_change: Callable[[], Any]) -> None:
         self._target = target
         self._on_change = on_change
-        self._on_load = on_load
         self._has_health = True
         self._failures = 0
         self._count = 0
@@ -147,6 +143,5 @@ class Prober:
                 else:
                     pause = pause if load is not None else max(pause, _NO_PAGE)
                 target.load = load
-                if load is not None:
-                    self._on_load(target)
+                target.foreign = max(0.0, load.running + load.waiting - target.in_flight) if load is not None else 0.0
             await asyncio.sleep(pause)

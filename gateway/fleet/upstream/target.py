@@ -52,6 +52,10 @@ class Target:
         self.tls = ssl.create_default_context() if address.secure else None
         self.breaker = Breaker(options.failures, options.pause, slow_start=options.slow_start)
         self.in_flight = 0
+        self.foreign = 0.0
+        """Requests that it has from others, by its own metrics."""
+        self.unread = 0
+        """Bytes of prompts that it has to compute for us, by placement's reckoning."""
         self.up = False
         """Whether it answered the last probe."""
         self.draining = False
@@ -72,9 +76,13 @@ class Target:
     def state(self, now: float) -> State:
         return self.breaker.state(now)
 
+    def handicap(self, now: float) -> float:
+        """By how much its costs count as higher while it starts slowly: 1 or more."""
+        return 1.0 / self.breaker.weight(now) if self.breaker.slow else 1.0
+
     def pressure(self, now: float) -> float:
         """Requests under way, counted higher while it starts slowly."""
-        return (self.in_flight + 1) / self.breaker.weight(now)
+        return (self.in_flight + self.foreign + 1) * self.handicap(now)
 
     def head(self, method: str, path: str) -> bytes:
         """Request line and the headers that are the same each time, for ``path`` (``/v1/...``)."""
