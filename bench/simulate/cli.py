@@ -5,7 +5,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -162,6 +161,15 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         "an hour for two traces and 4,000 requests",
     )
     parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="--figures: let the real engine serve on this machine's CPU instead, in real time; --machine should be "
+        "like it, for it says at which rates to begin",
+    )
+    parser.add_argument(
+        "--only", metavar="NAME,…", help="--figures: compare these ways of scheduling; default: all that there are"
+    )
+    parser.add_argument(
         "--rounds",
         type=_positive(int),
         default=5,
@@ -281,13 +289,21 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _figures(args: argparse.Namespace) -> int:
-    from bench.simulate.figures import Judge, page, run_case, sources
+    from bench.simulate.figures import Judge, MeasuredJudge, SimulatedJudge, compare, page, sources
     from bench.simulate.machines import find
+    from bench.simulate.settings import SETTINGS, scheduling
 
-    judge = Judge(_altered(find(args.machine), args), seed=args.seed)
-    judge = replace(judge, config=setting_of(args).config)
-    cases = [run_case(judge, source, _say) for source in sources(args.figures, args.requests, judge.machine)]
-    return _keep(args.out, cases, page(judge.machine, cases))
+    machine, config = _altered(find(args.machine), args), setting_of(args).config
+    judge: Judge = SimulatedJudge(machine=machine, seed=args.seed, config=config)
+    names = args.only.split(",") if args.only else list(SETTINGS)
+    for name in names:
+        scheduling(name)
+    if args.measured:
+        name = args.model or "the demo model"
+        judge = MeasuredJudge(worker=_real(args), model=name, seed=args.seed, config=config)
+    found = sources(args.figures, args.requests, machine, args.most_input, args.most_output)
+    result = compare(judge, found, _say, names)
+    return _keep(args.out, result, page(result))
 
 
 def _keep(out: Path | None, result: Any, page: str) -> int:

@@ -1,10 +1,15 @@
-"""What is each idea of our scheduler worth? One simulated worker, real lengths, and every way of scheduling in turn.
+"""What is each idea of our scheduler worth? One worker, real lengths, and every way of scheduling in turn.
 
 For each way the rate of arrivals is raised step by step; its *goodput* is how many requests a second keep both
 objectives, of all that came, and its knee is the rate at which that is highest. Then everybody is given the rate of the
 best other's knee, for TTFT and throughput at equal load. The last case is one tenant that sends ten times its share.
+
+The worker is a simulated GPU (`SimulatedJudge`), or the real engine on this machine's CPU (`MeasuredJudge`).
 """
 
+import datetime
+import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import merge
@@ -19,10 +24,11 @@ from bench.load.lengths import parse_distribution
 from bench.load.records import Record
 from bench.load.summary import Slo
 from bench.load.workload import Load, Outline, Synthetic, Trace
+from bench.machine import CpuMeter, describe, version_of
 from bench.simulate.fleet import Fleet
 from bench.simulate.machines import Machine
+from bench.simulate.measure import RealWorker
 from bench.simulate.policies import RoundRobin
-from bench.simulate.series import Extras
 from bench.simulate.settings import OTHERS, SETTINGS, scheduling
 from bench.simulate.worker import Setting
 from scheduler.config import SchedulerConfig
@@ -39,6 +45,8 @@ _TOGETHER: Final = 32  # requests that share a step
 _TENANTS: Final = 10
 _SHARED: Final = 0.8  # of a capacity, that all tenants together may use
 _TIMES: Final = 10  # what the greedy tenant sends, in shares
+_QUIET: Final = 0.05  # of the machine, that others may take while something is measured
+_TRIES: Final = 3
 
 Say = Callable[[str], None]
 
@@ -89,6 +97,15 @@ class Case(msgspec.Struct, frozen=True):
     tenancy: list[Tenancy]
 
 
+class Comparison(msgspec.Struct, frozen=True):
+    """All of it; ``date`` is ISO 8601, UTC."""
+
+    date: str
+    versions: dict[str, str]
+    where: str
+    cases: list[Case]
+
+
 @dataclass(frozen=True)
 class Source:
     """Where lengths and common prefixes come from: a trace, or without ``path`` a small imitation of a chat's."""
@@ -97,12 +114,21 @@ class Source:
     path: Path | None
     requests: int
     first_rate: float
+    most_input: int | None = None
+    most_output: int | None = None
 
     def load(self, rate: float, seed: int) -> Load:
         """Its requests as a Poisson process (requests/s)."""
         arrivals = parse_arrivals(f"poisson:{rate:.6g}")
         if self.path is not None:
-            return Trace(seed=seed, requests=self.requests, arrivals=arrivals, path=self.path)
+            return Trace(
+                seed=seed,
+                requests=self.requests,
+                arrivals=arrivals,
+                path=self.path,
+                most_input=self.most_input,
+                most_output=self.most_output,
+            )
         return Synthetic(
             seed=seed,
             requests=self.requests,
@@ -138,20 +164,36 @@ def _arrivals(tenant: int, rate: float, crowd: Crowd) -> Iterator[tuple[float, i
     return ((at, tenant) for at in times)
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Tries ways of scheduling on one machine. Answers' lengths are hidden from the scheduler, as people's are."""
+class Served(NamedTuple):
+    """What became of a workload. ``service_gap``: see `bench.simulate.gaps`; 0 where it isn't known."""
 
-    machine: Machine
+    records: list[Record]
+    preemptions: int
+    service_gap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(ABC):
+    """Tries ways of scheduling on one worker."""
+
     seed: int = 0
-    block_size: int = 32
-    max_tokens: int = 2048
     config: SchedulerConfig = SchedulerConfig(ttft=TTFT, tpot=TPOT)  # noqa: RUF009 (it is frozen)
+    factor: float = _FACTOR
+    nearer: tuple[float, ...] = _NEARER
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """What worker it is."""
+
+    @abstractmethod
+    def serve(self, name: str, load: Load, fair: bool) -> Served:
+        """A workload under the settings ``name``; ``fair``: its groups are tenants."""
 
     def point(self, name: str, load: Load, rate: float) -> Point:
         """One rate."""
-        records, extras = self._run(name, load, fair=False)
-        return point_of(records, extras, rate)
+        served = self.serve(name, load, fair=False)
+        return point_of(served.records, served.preemptions, rate)
 
     def row(self, name: str, source: Source) -> list[Point]:
         """One rate after the other, until goodput has fallen."""
@@ -163,9 +205,11 @@ class Judge:
             best = max(best, points[-1].goodput)
             if len(points) > 2 and max(point.goodput for point in points[-2:]) < _WORSE * best:
                 break
-            rate *= _FACTOR
+            rate *= self.factor
         best_rate = _knee(points).rate
-        points += [self.point(name, source.load(rate, self.seed), rate) for rate in (best_rate * f for f in _NEARER)]
+        points += [
+            self.point(name, source.load(rate, self.seed), rate) for rate in (best_rate * f for f in self.nearer)
+        ]
         return sorted(points)
 
     def tenancy(self, name: str, source: Source, capacity: float) -> Tenancy:
@@ -178,14 +222,27 @@ class Judge:
         p99s, gap, kept = [], 0.0, 0.0
         for rates in ((0.0, *modest), (_TIMES * share, *modest)):
             crowd = Crowd(seed=self.seed, base=base, rates=rates, seconds=seconds)
-            records, extras = self._run(name, crowd, fair=True)
-            others = [record for record in records if record.group != "tenant 0"]
+            served = self.serve(name, crowd, fair=True)
+            others = [record for record in served.records if record.group != "tenant 0"]
             p99s.append(float(np.percentile([record.ttft for record in others if record.ttft is not None], 99)))
-            gap = extras.service_gap or 0.0
+            gap = served.service_gap
             kept = sum(map(SLO.met, others)) / len(others)
         return Tenancy(name, p99s[0], p99s[1], gap, kept)
 
-    def _run(self, name: str, load: Load, fair: bool) -> tuple[list[Record], Extras]:
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedJudge(Judge):
+    """On a simulated machine. Answers' lengths are hidden from the scheduler, as people's are."""
+
+    machine: Machine
+    block_size: int = 32
+    max_tokens: int = 2048
+
+    @property
+    def where(self) -> str:
+        return f"simulated: {self.machine.name} ({self.machine.source})"
+
+    def serve(self, name: str, load: Load, fair: bool) -> Served:
         setting = Setting(
             machine=self.machine,
             config=scheduling(name, self.config),
@@ -197,10 +254,35 @@ class Judge:
         fleet = Fleet(setting, 1, RoundRobin(), tenant_of=lambda outline: outline.group if fair else "")
         records: list[Record] = []
         extras = fleet.run(load, records.append)
-        return records, extras
+        return Served(records, extras.preemptions, extras.service_gap or 0.0)
 
 
-def point_of(records: Sequence[Record], extras: Extras, rate: float) -> Point:
+@dataclass(frozen=True, kw_only=True)
+class MeasuredJudge(Judge):
+    """On this machine's CPU, in real time, with a model that is here. The scheduler knows how long answers will be.
+
+    A run that others took more than a twentieth of the machine from is repeated, a few times.
+    """
+
+    worker: RealWorker
+    model: str
+    factor: float = 1.25
+    nearer: tuple[float, ...] = ()
+
+    @property
+    def where(self) -> str:
+        return f"measured: {self.model} on {describe().cpu}, {describe().cores} cores"
+
+    def serve(self, name: str, load: Load, fair: bool) -> Served:
+        for _ in range(_TRIES):
+            meter = CpuMeter()
+            measured = self.worker.run(load, scheduling(name, self.config), by_group=fair)
+            if meter.read().foreign < _QUIET:
+                break
+        return Served(measured.records, measured.preemptions, 0.0)
+
+
+def point_of(records: Sequence[Record], preemptions: int, rate: float) -> Point:
     """The figures of one run."""
     seconds = max(record.at for record in records)
     met = sum(map(SLO.met, records))
@@ -215,8 +297,9 @@ def point_of(records: Sequence[Record], extras: Extras, rate: float) -> Point:
         ttft_p99=float(np.percentile(ttfts, 99)),
         tpot_p99=float(np.percentile([record.tpot or 0.0 for record in answered], 99)),
         tokens=tokens / seconds,
-        hit_rate=extras.hit_rate,
-        preemptions=extras.preemptions,
+        hit_rate=sum(record.cached_tokens or 0 for record in answered)
+        / sum(record.prompt_tokens or 1 for record in answered),
+        preemptions=preemptions,
     )
 
 
@@ -227,7 +310,8 @@ def run_case(judge: Judge, source: Source, say: Say, names: Sequence[str] = tupl
         tried[name] = judge.row(name, source)
         knee = _knee(tried[name])
         say(f"{source.name}: {name}: {knee.goodput:.2f}/s kept at {knee.rate:.2f}/s, TTFT p99 {knee.ttft_p99:.2f} s")
-    rate = max((_knee(points) for name, points in tried.items() if name in OTHERS), key=lambda knee: knee.goodput).rate
+    others = [points for name, points in tried.items() if name in OTHERS] or list(tried.values())
+    rate = _knee([_knee(points) for points in others]).rate
     rows = []
     for name, points in tried.items():
         equal = next((point for point in points if point.rate == rate), None)
@@ -239,13 +323,29 @@ def run_case(judge: Judge, source: Source, say: Say, names: Sequence[str] = tupl
     return Case(source.name, source.requests, rows, tenancy)
 
 
+def compare(judge: Judge, sources: Sequence[Source], say: Say, names: Sequence[str] = tuple(SETTINGS)) -> Comparison:
+    """Every way of scheduling on every workload."""
+    return Comparison(
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        {"Python": platform.python_version(), "penstock": version_of("penstock")},
+        judge.where,
+        [run_case(judge, source, say, names) for source in sources],
+    )
+
+
 def _knee(points: Sequence[Point]) -> Point:
     return max(points, key=lambda point: point.goodput)
 
 
-def sources(paths: Sequence[Path], requests: int | None, machine: Machine) -> list[Source]:
+def sources(
+    paths: Sequence[Path],
+    requests: int | None,
+    machine: Machine,
+    most_input: int | None = None,
+    most_output: int | None = None,
+) -> list[Source]:
     """A source for each trace, or the imitation if there is none. Rates begin below what the machine bears."""
-    found = [Source(path.stem, path, requests or 4000, 1.0) for path in paths]
+    found = [Source(path.stem, path, requests or 4000, 1.0, most_input, most_output) for path in paths]
     found = found or [Source("chat (synthetic)", None, requests or 2000, 1.0)]
     rated = []
     for source in found:
@@ -264,12 +364,20 @@ def _seconds_of(one: Outline, machine: Machine) -> float:
     return prefill + answer * decode
 
 
-def page(machine: Machine, cases: Sequence[Case]) -> str:
+def page(result: Comparison) -> str:
     """The tables, in Markdown."""
-    lines = ["# Ways of scheduling one worker", "", f"Simulated: one worker, {machine.name} ({machine.source})."]
-    lines.append(f"Objectives: TTFT {TTFT:g} s, TPOT {1e3 * TPOT:g} ms. Poisson arrivals with a trace's lengths.")
-    for case in cases:
-        lines += ["", f"## {case.name}, {case.requests} requests", "", *_rows(case), "", *_tenancy(case)]
+    versions = ", ".join(f"{name} {text}" for name, text in result.versions.items())
+    lines = [
+        "# Ways of scheduling one worker",
+        "",
+        f"- The worker, {result.where}",
+        f"- Objectives: TTFT {TTFT:g} s, TPOT {1e3 * TPOT:g} ms. Poisson arrivals with a trace's lengths.",
+        f"- {result.date}; {versions}",
+    ]
+    for case in result.cases:
+        lines += ["", f"## {case.name}, {case.requests} requests", "", *_rows(case)]
+        if case.tenancy:
+            lines += ["", *_tenancy(case)]
     return "\n".join(lines) + "\n"
 
 

@@ -38,6 +38,7 @@ class Measured:
 
     records: list[Record]
     steps: list[Step]
+    preemptions: int = 0
 
 
 @dataclass
@@ -74,15 +75,20 @@ class RealWorker:
         gc.collect()
         gc.freeze()
 
-    def run(self, load: Load, config: SchedulerConfig) -> Measured:
-        """Serve a workload in real time, with an empty cache and a scheduler that knows nothing yet."""
-        return _Run(self, self._runner, load, config).measure()
+    def run(self, load: Load, config: SchedulerConfig, *, by_group: bool = False) -> Measured:
+        """Serve a workload in real time, with an empty cache and a scheduler that knows nothing yet.
+
+        ``by_group``: each of its groups is a tenant.
+        """
+        return _Run(self, self._runner, load, config, by_group).measure()
 
 
 class _Run:
     """One workload on one engine."""
 
-    def __init__(self, worker: RealWorker, runner: "Runner", load: Load, config: SchedulerConfig) -> None:
+    def __init__(
+        self, worker: RealWorker, runner: "Runner", load: Load, config: SchedulerConfig, by_group: bool
+    ) -> None:
         from engine.job import Job
         from engine.pipeline import Pipeline
         from scheduler.batch import Scheduler
@@ -95,6 +101,7 @@ class _Run:
         self._prompts = Prompts(UNKNOWN, "tokens", load.seed)
         self._prepared = {one.index: self._prompt(one) for one in islice(load.outlines(), _PREPARED)}
         self._config = config
+        self._by_group = by_group
         self._max_len = worker.max_len
         self._agenda = Agenda(load)
         self._arrivals: list[tuple[float, int]] = []
@@ -128,6 +135,7 @@ class _Run:
             later = time.monotonic()
             steps.append(Step(*outcome.plan.work, seconds=later - turn))
             turn = later
+        self._measured.preemptions = self._scheduler.load(time.monotonic()).preemptions_total
         return self._measured
 
     def _take_in(self, now: float, began: float) -> None:
@@ -156,6 +164,7 @@ class _Run:
             arrival=began + at,
             ttft=self._config.ttft,
             tpot=self._config.tpot,
+            tenant=outline.group if self._by_group else "",
         )
         self._live[job.uid] = _Live(job, outline, at, array("d"))
         self._scheduler.add(job, time.monotonic())
@@ -181,6 +190,7 @@ class _Run:
                 cached_tokens=live.job.cached,
                 output_tokens=len(times),
                 asked_tokens=live.job.max_tokens,
+                group=live.outline.group,
             )
         )
         return self._agenda.ended(live.outline, now)

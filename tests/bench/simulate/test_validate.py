@@ -68,6 +68,14 @@ def test_medians_count_and_the_spread_is_said() -> None:
     assert "| -33.3% (-33% to +100%) |" in page(result([one], [one]))
 
 
+def test_a_round_that_others_disturbed_counts_only_alone() -> None:
+    quiet, disturbed = Round(BETTER, 0.01), Round(WORSE, 0.4)
+    one = Line("chats", False, BETTER, [disturbed, quiet])
+    assert (one.measured, one.foreign_cpu, one.range("latency")) == (BETTER, 0.01, (1.0, 1.0))
+    assert Line("chats", False, BETTER, [disturbed]).measured == WORSE
+    assert "at least 1 are left" in page(result([one], [one]))
+
+
 def test_the_page_says_what_was_missed_and_where_it_was_measured() -> None:
     good, bad = line("chats", BETTER, BETTER), line("held", BETTER, WORSE, held_out=True)
     text = page(result([good, bad], [good]))
@@ -136,7 +144,7 @@ class SimulatedWorker(RealWorker):
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def run(self, load: Load, config: SchedulerConfig) -> Measured:
+    def run(self, load: Load, config: SchedulerConfig, *, by_group: bool = False) -> Measured:
         measured = Measured([], [])
         fleet = Fleet(Setting(machine=self.machine, config=config, max_len=self.max_len), 1, RoundRobin())
         fleet.workers[0].on_step = lambda worker, now, work, seconds: measured.steps.append(Step(*work, seconds))
