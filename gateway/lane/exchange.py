@@ -200,8 +200,9 @@ class Exchange:
         self._attempts.append(connection)
         body = self._body
         connection.send(
-            b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n%b"
-            % (target.head("POST", self.endpoint), self._forwarded, self.request_id, len(body), body),
+            b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+            % (target.head("POST", self.endpoint), self._forwarded, self.request_id, len(body)),
+            body,
             self,
         )
 

@@ -37,7 +37,7 @@ _WORD: Final = 1 << 64
 NONE: Final = np.zeros(0, np.int64)
 
 
-def fingerprints(text: bytes, seed: int = 0) -> Any:
+def fingerprints(text: memoryview, seed: int = 0) -> Any:
     """The hashes of ``text``'s beginnings: an array of int64, one for each full piece, none of them 0.
 
     ``seed`` tells apart what is equal but not shared, such as prompts for different models. The hashes mean the same
@@ -48,8 +48,9 @@ def fingerprints(text: bytes, seed: int = 0) -> Any:
         return NONE
     found: list[int] = []
     before = seed
-    for start in range(0, min(size, _CHAINED) - _PIECE + 1, _PIECE):
-        before = hash((before, text[start : start + _PIECE]))
+    head = bytes(text[:_CHAINED])
+    for start in range(0, len(head) - _PIECE + 1, _PIECE):
+        before = hash((before, head[start : start + _PIECE]))
         found.append(before or 1)
     chained = np.array(found, np.int64)
     count = int(_LAST_WORDS.searchsorted((size - _CHAINED) // 8)) if size > _CHAINED else 0
@@ -58,11 +59,11 @@ def fingerprints(text: bytes, seed: int = 0) -> Any:
     return np.concatenate((chained, _multilinear(text, count, before % _WORD)))
 
 
-def _multilinear(text: bytes, count: int, seed: int) -> Any:
+def _multilinear(text: memoryview, count: int, seed: int) -> Any:
     """The ``count`` hashes after the chained ones."""
     words = int(_LAST_WORDS[count - 1]) + 1
-    mixed = np.frombuffer(text, np.uint64, words, _CHAINED) * _MIX
-    mixed ^= mixed >> _HALF
+    mixed = np.frombuffer(text, np.uint64, words, _CHAINED)
+    mixed = mixed ^ mixed >> _HALF  # or a difference in a high byte alone would reach the high bits alone
     mixed *= _MULTIPLIERS[:words]
     sums = mixed.cumsum()[_LAST_WORDS[:count]]
     sums += np.uint64(seed)

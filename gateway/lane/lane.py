@@ -124,7 +124,7 @@ class Lane:
 
     def prompt(self, skimmed: Skimmed) -> Prompt:
         """What placement looks at."""
-        text = bytes(skimmed.messages or skimmed.prompt or skimmed.input)
+        text = memoryview(skimmed.messages or skimmed.prompt or skimmed.input)
         session = skimmed.user if isinstance(skimmed.user, str) else ""
         return Prompt(
             len(text), fingerprints(text, hash(skimmed.model)) if self.placing.fingerprints else NONE, session

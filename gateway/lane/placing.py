@@ -8,6 +8,7 @@ other policies are that one's, by `gateway.lane.placer`.
 """
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.fleet.upstream.connection import Connection
@@ -111,19 +112,17 @@ class CacheAware:
         self._turn = 0
 
     def choose(self, targets: Sequence[Target], prompt: Prompt, now: float) -> Target:
-        self._turn = turn = self._turn + 1
         count = len(targets)
+        self._turn = turn = (self._turn + 1) % count
         size, chain = prompt.size, prompt.chain
         hits = self._index.match(chain) if len(chain) else None
         price = min(1.0 + self._waiting / count, _DEAREST)
-        best = targets[0]
-        least, best_hit = float("inf"), 0
-        for step in range(count):
-            target = targets[(turn + step) % count]
+        best, least, best_hit = targets[0], inf, 0
+        for target in (*targets[turn:], *targets[:turn]):  # in turn, where nothing tells them apart
             hit = PIECE_ENDS[hits[target.name] - 1] if hits and target.name in hits else 0
-            cost = (
-                target.unread + price * (size - hit) + _PER_REQUEST * (target.in_flight + target.foreign)
-            ) * target.handicap(now)
+            cost = target.unread + price * (size - hit) + _PER_REQUEST * (target.in_flight + target.foreign)
+            if target.breaker.slow:
+                cost *= target.handicap(now)
             if cost < least:
                 best, least, best_hit = target, cost, hit
         self._hit = best_hit

@@ -23,7 +23,9 @@ class Breaker:
         slow_start: seconds until a target that returned has its full share.
     """
 
-    __slots__ = ("_failures", "_most", "_next_pause", "_opened", "_pause", "_slow_start", "_threshold", "_trial", "_up")
+    __slots__ = (
+        "_failures", "_most", "_next_pause", "_opened", "_pause", "_slow_start", "_threshold", "_trial", "_up", "slow",
+    )  # fmt: skip
 
     def __init__(self, threshold: int = 5, pause: float = 1.0, most: float = 30.0, slow_start: float = 10.0) -> None:
         self._threshold = threshold
@@ -32,7 +34,9 @@ class Breaker:
         self._failures = 0
         self._opened: float | None = None  # when it opened last; None while closed
         self._trial = False  # half-open, and the one request is under way
-        self._up: float | None = None  # since when a slow start runs
+        self._up = 0.0  # since when a slow start runs
+        self.slow = False
+        """Whether one does."""
 
     def state(self, now: float) -> State:
         if self._opened is None:
@@ -81,19 +85,14 @@ class Breaker:
 
     def returned(self, now: float) -> None:
         """The target is back: begin its slow start."""
-        self._up = now if self._slow_start > 0 else None
-
-    @property
-    def slow(self) -> bool:
-        """Whether a slow start runs."""
-        return self._up is not None
+        self._up, self.slow = now, self._slow_start > 0
 
     def weight(self, now: float) -> float:
         """The share of a full load that it should get: above 0, at most 1."""
-        if self._up is None:
+        if not self.slow:
             return 1.0
         share = (now - self._up) / self._slow_start
         if share >= 1:
-            self._up = None
+            self.slow = False
             return 1.0
         return max(share, _LEAST_WEIGHT)

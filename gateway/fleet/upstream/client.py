@@ -46,7 +46,7 @@ async def get(target: Target, path: str, timeout: float) -> Reply:
     """
     awaited = _Awaited()
     connection = Connection(target)
-    connection.send(target.head("GET", path) + b"accept: */*\r\nconnection: close\r\n\r\n", awaited)
+    connection.send(target.head("GET", path) + b"accept: */*\r\nconnection: close\r\n\r\n", b"", awaited)
     try:
         async with asyncio.timeout(timeout):
             return await awaited.reply

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FaultKind = Literal["connect", "lost", "garbage", "timeout"]
 
+_SMALL: Final = 8192
 _MAX_HEAD: Final = 64 * 1024
 # A peer that vanished without a word (its host lost power, a firewall forgot us) is found out after 30 s at most.
 _KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
@@ -84,8 +85,8 @@ class Connection(asyncio.Protocol):
     def established(self) -> bool:
         return self.transport is not None
 
-    def send(self, request: bytes, receiver: Receiver) -> None:
-        """Send ``request``, now or as soon as the connection stands, and let ``receiver`` have what comes back."""
+    def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
+        """Send a request, now or as soon as the connection stands, and let ``receiver`` have what comes back."""
         self._receiver = receiver
         self.status = 0
         self.heard = False
@@ -93,11 +94,14 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self.headers = []
         self.sent = self.last = perf_counter()
-        if self.transport is not None:
-            self.transport.write(request)
-        else:
-            self._unsent = request
+        transport = self.transport
+        if transport is None:
+            self._unsent = head + body
             self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        elif len(body) < _SMALL:
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))  # one system call as well, and no copy
 
     def close(self) -> None:
         """Close at once. Its receiver hears no more."""
