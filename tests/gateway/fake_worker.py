@@ -64,7 +64,7 @@ def write_model_folder(folder: Path, *, template: str | None = TEMPLATE) -> Path
 
 def prompt_ids(submit: Submit) -> list[int]:
     ids: list[int] = np.frombuffer(submit.tokens, dtype="<i4").tolist()
-    return ids
+    return ids[: len(ids) - submit.answered]
 
 
 class _Running:
@@ -75,7 +75,7 @@ class _Running:
         self.submit = submit
         self.tokens = list(tokens)[:limit]
         self.finish: Any = "length" if len(tokens) > limit else "stop"
-        self.sent = 0
+        self.sent = submit.answered
         self.connection = connection
 
 
@@ -191,7 +191,7 @@ class FakeWorker:
         frames: dict[asyncio.StreamWriter, list[Output]] = {}
         for id, request in list(self.running.items()):
             tokens = request.tokens[request.sent : request.sent + 1]
-            first = request.sent == 0
+            first = request.sent == request.submit.answered
             request.sent += 1
             finish = request.finish if request.sent >= len(request.tokens) else None
             if finish:
@@ -244,6 +244,9 @@ class FakeWorker:
         match message:
             case Submit():
                 self.submitted.append(message)
+                if self.drained:
+                    writer.write(frame(Failed(message.id, "draining", "shutting down")))
+                    return
                 if self.refuse is not None:
                     writer.write(frame(Failed(message.id, *self.refuse)))
                     return

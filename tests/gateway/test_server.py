@@ -348,6 +348,43 @@ async def in_flight(served: Served) -> bool:
     return "penstock_requests_in_flight 2.0" in page
 
 
+def test_a_rolling_restart_under_load_fails_nothing(model_folder: Path, started: list[Served]) -> None:
+    served = Served(model_folder, "--delay", "0.01", replicas=2)
+    started.append(served)
+    served.ready()
+    before = set(psutil.Process(served.process.pid).children())
+
+    async def scenario() -> None:
+        ended = asyncio.Event()
+        answers: list[Answer] = []
+
+        async def client(number: int) -> None:
+            while not ended.is_set():
+                answers.append(await served.ask("POST", "/v1/completions", {**LONG, "stream": number % 2 == 0}))
+
+        clients = [asyncio.create_task(client(number)) for number in range(8)]
+        served.signal(signal.SIGUSR1)
+        while before & set(psutil.Process(served.process.pid).children()) or not await workers_up(served, 2):
+            await asyncio.sleep(0.02)
+        ended.set()
+        await asyncio.gather(*clients)
+        assert {answer.status for answer in answers} == {200}
+        for answer in answers:
+            assert b"error" not in answer.body
+            assert answer.body.count(b"x") >= 20
+
+    run_scenario(scenario())
+    served.signal(signal.SIGTERM)
+    status, _, err = served.end()
+    assert status == 0 and "Traceback" not in err and "silent" not in err
+    assert err.count("restarting") == 2
+
+
+async def workers_up(served: Served, count: int) -> bool:
+    page = (await served.ask("GET", "/metrics")).body.decode()
+    return len(re.findall(r'penstock_worker_up{worker="w\d"} 1.0', page)) == count
+
+
 def test_nothing_is_left_behind(model_folder: Path, started: list[Served], tmp_path: Path) -> None:
     served = Served(model_folder, temporary=tmp_path)
     started.append(served)
