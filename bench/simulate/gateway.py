@@ -6,7 +6,7 @@ so often, and KV events come in batches: both reach the gateway after a delay.
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,8 @@ from scheduler.blocks import AllBlocksCleared, BlockEvent, BlockStored
 from scheduler.placement import Job, Placed, Placer, Report, WorkerInfo
 from scheduler.prefix_index import chain, chain_of_digests
 
-_CHAIN: Final = "tokens"
+CHAIN: Final = "tokens"
+"""What simulated workers' caches go by."""
 _FORGETTING: Final = 0.02
 
 
@@ -75,6 +76,7 @@ class News:
         report_delay: a report's way.
         event_delay: the KV events' way, of batches included.
         exact: workers send KV events.
+        remembered: without them, tokens that are remembered of each worker; None: what its cache holds.
         reports: workers say how busy they are.
     """
 
@@ -82,6 +84,7 @@ class News:
     report_delay: float = 0.01
     event_delay: float = 0.1
     exact: bool = True
+    remembered: int | None = None
     reports: bool = True
 
 
@@ -105,9 +108,9 @@ class Placing(Gateway):
             placer.worker_up(
                 WorkerInfo(
                     name=str(worker.index),
-                    chain=_CHAIN,
+                    chain=CHAIN,
                     block_tokens=size,
-                    kv_tokens=pool.num_blocks * size,
+                    kv_tokens=self._news.remembered or pool.num_blocks * size,
                     exact=self._news.exact,
                 ),
                 0.0,
@@ -115,7 +118,7 @@ class Placing(Gateway):
 
     def arrived(self, request: SimRequest, now: float) -> None:
         self._requests[request.uid] = request
-        blocks = {_CHAIN: chain_of_digests(request.hashes)} if request.hashes else {}
+        blocks = {CHAIN: chain_of_digests(request.hashes)} if request.hashes else {}
         self.placer.arrived(
             Job(
                 uid=request.uid,
@@ -186,3 +189,8 @@ class Placing(Gateway):
                     self.placer.cleared(name)
                 else:
                     self.placer.removed(name, chain(event.hashes))
+
+
+def placing(placer: Callable[[], Placer], news: News | None = None) -> Callable[[Sequence[SimWorker]], Gateway]:
+    """What makes a `Fleet`'s gateway of a new placer."""
+    return lambda workers: Placing(placer(), workers, news)

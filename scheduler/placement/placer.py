@@ -12,7 +12,8 @@ from math import exp, inf
 
 from scheduler.placement.config import PlacementConfig
 from scheduler.placement.job import Decision, Job, Placed, Refused
-from scheduler.placement.policies import COSTS, candidates
+from scheduler.placement.policies import BY_NAME, Policy
+from scheduler.placement.turns import Turns
 from scheduler.placement.worker import Report, Sent, Worker, WorkerInfo
 from scheduler.prefix_index import Chain, PrefixIndex
 
@@ -39,18 +40,26 @@ class _Waiting:
 class Placer:
     """Places jobs on workers. Times are seconds by the caller's clock, and never go back."""
 
-    def __init__(self, config: PlacementConfig | None = None, *, fast: bool = False) -> None:
-        """No workers yet. ``fast``: the index's loops are compiled, see `scheduler.prefix_table.compiled`."""
+    def __init__(
+        self, config: PlacementConfig | None = None, *, policy: Policy | None = None, fast: bool = False
+    ) -> None:
+        """No workers yet.
+
+        Args:
+            config: the settings.
+            policy: one that has no name; default: the one that the settings name.
+            fast: the index's loops are compiled, see `scheduler.prefix_table.compiled`.
+        """
         self.config = config or PlacementConfig()
         self.workers: dict[str, Worker] = {}
         self.refused = 0
         self._fast = fast
-        self._cost = COSTS[self.config.policy]
+        self._policy = policy or BY_NAME[self.config.policy]
         self._indexes: dict[tuple[str, bool], PrefixIndex] = {}
         self._waiting: dict[int | str, _Waiting] = {}
         self._where: dict[int | str, Worker] = {}
         self._unsettled: deque[tuple[float, str, Chain, int]] = deque()
-        self._served: dict[str, float] = {}
+        self._turns = Turns(self.config.quantum)
         self._turn = 0
         # Something happened since the last decision; and when to decide anyway.
         self._changed = True
@@ -138,6 +147,7 @@ class Placer:
         if job.uid in self._waiting or job.uid in self._where:
             raise ValueError(f"there is a job {job.uid!r} already")
         self._waiting[job.uid] = _Waiting(job)
+        self._turns.joined(job.tenant)
         self._changed = True
 
     def first_token(self, uid: int | str, now: float) -> None:
@@ -156,7 +166,9 @@ class Placer:
 
     def finished(self, uid: int | str, now: float) -> None:
         """A job has ended, was cancelled or failed, wherever it was. Unknown ones are none."""
-        self._waiting.pop(uid, None)
+        waiting = self._waiting.pop(uid, None)
+        if waiting is not None:
+            self._turns.left(waiting.job.tenant)
         worker = self._where.pop(uid, None)
         if worker is not None:
             sent = worker.ended(uid, now)
@@ -176,7 +188,7 @@ class Placer:
         workers = [worker for worker in self.workers.values() if worker.ready]
         for worker in workers:
             worker.reckon(self.config.step, self.config.decode)
-        if self.config.policy == "held":
+        if self._policy.holds:
             decisions = [*self._refuse(workers, now), *self._release(workers, now)]
             self._look_at = self._when_to_look(workers, now)
             return decisions
@@ -185,7 +197,7 @@ class Placer:
             able = self._able(entry.job, workers)
             if able:
                 self._look(entry, now)
-                few = candidates(self.config.policy, entry.job, able, self._turn)
+                few = self._policy.candidates(entry.job, able, entry.hits, self._turn)
                 left = {worker.name: worker.work_left(now) for worker in few}
                 best, hit, expected = self._choose(entry, few, left, self.price)
                 decisions.append(self._late(entry.job, now, expected) or self._send(entry, best, hit, expected, now))
@@ -232,15 +244,14 @@ class Placer:
 
     def _in_order(self, now: float) -> list[_Waiting]:
         """Those that wait, the next one first."""
-        config, served = self.config, self._served
-        least = min((served.get(one.job.tenant, 0.0) for one in self._waiting.values()), default=0.0)
+        ageing, turns = self.config.ageing, self._turns
+        least = turns.least()
 
         def key(one: _Waiting) -> tuple[int, int, float]:
             job = one.job
             if one.looked == -inf:
                 self._look(one, now)
-            ahead = int((served.get(job.tenant, 0.0) - least) / config.quantum)
-            return -job.priority, ahead, one.work - config.ageing * (now - job.arrival)
+            return -job.priority, turns.ahead(job.tenant, least), one.work - ageing * (now - job.arrival)
 
         return sorted(self._waiting.values(), key=key)
 
@@ -262,6 +273,7 @@ class Placer:
         if late <= 0:
             return None
         del self._waiting[job.uid]
+        self._turns.left(job.tenant)
         self.refused += 1
         return Refused(job, max(_RETRY, late))
 
@@ -269,7 +281,7 @@ class Placer:
         self, entry: _Waiting, workers: Iterable[Worker], left: dict[str, float], price: float
     ) -> tuple[Worker, int, float]:
         """The best worker, as the policy sees it; how much is cached there; in how many seconds the prompt is read."""
-        job, hits, cost = entry.job, entry.hits, self._cost
+        job, hits, cost = entry.job, entry.hits, self._policy.cost
         best: Worker | None = None
         least = inf
         for worker in workers:
@@ -283,26 +295,17 @@ class Placer:
 
     def _send(self, entry: _Waiting, worker: Worker, hit: int, expected: float, now: float) -> Placed:
         job = entry.job
+        work = worker.seconds(job.prompt_tokens, hit)
         del self._waiting[job.uid]
+        self._turns.left(job.tenant, work)
         self._turn += 1
         self._where[job.uid] = worker
-        work = worker.seconds(job.prompt_tokens, hit)
         worker.take(Sent(job, hit, work * worker.weight, now))
         blocks = job.chains.get(worker.info.chain)
         if blocks is not None:
             self._index(worker).placed(worker.name, blocks, hit // worker.info.block_tokens)
-        self._serve(job.tenant, work)
         self._note_use(work, now)
         return Placed(job, worker.name, hit, expected)
-
-    def _serve(self, tenant: str, seconds: float) -> None:
-        """Whoever comes back after a pause is owed nothing for it: nobody is behind those that wait."""
-        served = self._served
-        others = [served[one.job.tenant] for one in self._waiting.values() if one.job.tenant in served]
-        served[tenant] = max(served.get(tenant, 0.0), min(others, default=0.0)) + seconds
-        if len(served) > 2 * len(self._waiting) + 1024:
-            live = {one.job.tenant for one in self._waiting.values()} | {tenant}
-            self._served = {name: value for name, value in served.items() if name in live}
 
     def _note_use(self, seconds: float, now: float) -> None:
         horizon = self.config.horizon

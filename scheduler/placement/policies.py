@@ -5,7 +5,7 @@ slower or busier.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from scheduler.placement.job import Job
 from scheduler.placement.worker import Worker
@@ -49,36 +49,54 @@ def outstanding(job: Job, worker: Worker, hit: int, left: float, price: float) -
     return (worker.requests + 1) / worker.weight
 
 
-COSTS: Final[Mapping[str, Cost]] = {
-    "held": immediate,
-    "immediate": immediate,
-    "predicted-ttft": predicted_ttft,
-    "prefix-load": prefix_load,
-    "lmetric": lmetric,
-    "least-load": least_load,
-    "two-choices": outstanding,
-    "round-robin": outstanding,
-    "session": outstanding,
-}
-
-
-def candidates(policy: str, job: Job, workers: Sequence[Worker], turn: int) -> Sequence[Worker]:
-    """Which of the ``workers`` (at least one) come into question for the ``turn``-th job that is placed.
-
-    Round robin names one; two choices names two, drawn as if at random (Mitzenmacher 2001); a session has a favourite,
-    by rendezvous hashing (Thaler and Ravishankar 1998), so that a worker that comes or goes moves few sessions.
-    """
-    count = len(workers)
-    if policy == "round-robin":
-        return (workers[turn % count],)
-    if policy == "two-choices":
-        first = mixed(turn) % count
-        second = (first + 1 + mixed(turn + (1 << 32)) % (count - 1)) % count if count > 1 else first
-        return workers[first], workers[second]
-    if policy == "session" and job.session:
-        key = _text(job.session)
-        return (max(workers, key=lambda worker: mixed(key ^ _text(worker.name))),)
+def everybody(job: Job, workers: Sequence[Worker], hits: Mapping[str, int], turn: int) -> Sequence[Worker]:
+    """All workers come into question."""
     return workers
+
+
+def one_after_the_other(job: Job, workers: Sequence[Worker], hits: Mapping[str, int], turn: int) -> Sequence[Worker]:
+    """The next one."""
+    return (workers[turn % len(workers)],)
+
+
+def two_of_them(job: Job, workers: Sequence[Worker], hits: Mapping[str, int], turn: int) -> Sequence[Worker]:
+    """Two, drawn as if at random (Mitzenmacher 2001)."""
+    count = len(workers)
+    first = mixed(turn) % count
+    second = (first + 1 + mixed(turn + (1 << 32)) % (count - 1)) % count if count > 1 else first
+    return workers[first], workers[second]
+
+
+def favourite(job: Job, workers: Sequence[Worker], hits: Mapping[str, int], turn: int) -> Sequence[Worker]:
+    """A session's favourite, by rendezvous hashing (Thaler and Ravishankar 1998): who comes or goes moves few sessions.
+
+    Whoever has no session is anybody's.
+    """
+    if not job.session:
+        return workers
+    key = hashed(job.session)
+    return (max(workers, key=lambda worker: mixed(key ^ hashed(worker.info.name))),)
+
+
+class Policy(NamedTuple):
+    """Who comes into question, and what each of these costs. ``holds``: jobs wait in the gateway."""
+
+    cost: Cost
+    candidates: Callable[[Job, Sequence[Worker], Mapping[str, int], int], Sequence[Worker]] = everybody
+    holds: bool = False
+
+
+BY_NAME: Final[Mapping[str, Policy]] = {
+    "held": Policy(immediate, holds=True),
+    "immediate": Policy(immediate),
+    "predicted-ttft": Policy(predicted_ttft),
+    "prefix-load": Policy(prefix_load),
+    "lmetric": Policy(lmetric),
+    "least-load": Policy(least_load),
+    "two-choices": Policy(outstanding, two_of_them),
+    "round-robin": Policy(outstanding, one_after_the_other),
+    "session": Policy(outstanding, favourite),
+}
 
 
 def mixed(number: int) -> int:
@@ -89,7 +107,7 @@ def mixed(number: int) -> int:
     return number ^ number >> 31
 
 
-def _text(text: str) -> int:
+def hashed(text: str) -> int:
     """64 bits of a text, the same in every process."""
     value = 0xCBF29CE484222325
     for byte in text.encode():

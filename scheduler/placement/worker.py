@@ -86,15 +86,16 @@ class Worker:
         "_pace",
         "_pending",
         "_reading",
-        "_report",
         "_reported",
         "_since",
         "_unseen",
         "info",
         "need",
         "ready",
+        "said",
         "sent",
         "speed",
+        "taken",
         "tokens",
         "weight",
     )
@@ -105,16 +106,18 @@ class Worker:
         # Below 1 in a slow start: it counts as that much slower.
         self.weight = 1.0
         self.speed = info.speed or GUESS
+        self.said = Report()
         self.sent: dict[int | str, Sent] = {}
         # Of our own jobs there: those that decode and their tokens; KV that all will need; prompt tokens to compute.
         self._decoding = 0
         self._context = 0
         self.need = 0
         self.tokens = 0
+        # Prompt tokens that were ever sent there and were not believed cached.
+        self.taken = 0
         self._learnt = info.speed is None
         self._pace = 1.0
         self._reading = 0.0
-        self._report = Report()
         self._reported = now
         # Seconds of prefill of our jobs that have no first token yet; since when that hasn't been looked at.
         self._pending = 0.0
@@ -130,7 +133,7 @@ class Worker:
     @property
     def requests(self) -> int:
         """How many it has: what it says, or ours."""
-        report = self._report
+        report = self.said
         if report.running is None:
             return len(self.sent)
         return report.running + (report.waiting or 0) + len(self._unseen)
@@ -138,31 +141,31 @@ class Worker:
     @property
     def unread(self) -> int:
         """Prompt tokens that it has still to compute."""
-        if self._report.waiting_tokens is None:
+        if self.said.waiting_tokens is None:
             return self.tokens
-        return self._report.waiting_tokens + sum(one.job.prompt_tokens - one.hit for one in self._unseen.values())
+        return self.said.waiting_tokens + sum(one.job.prompt_tokens - one.hit for one in self._unseen.values())
 
     @property
     def decoding(self) -> int:
         """Requests that decode."""
-        said = self._report.decoding
+        said = self.said.decoding
         return self._decoding if said is None else said
 
     @property
     def context(self) -> int:
         """Tokens of those that decode, whose KV each step reads."""
-        said = self._report.context
+        said = self.said.context
         return self._context if said is None else said
 
     @property
     def kv_total(self) -> int:
         """Tokens that its KV cache holds; 0 if unknown."""
-        return self._report.kv_total or self.info.kv_tokens
+        return self.said.kv_total or self.info.kv_tokens
 
     @property
     def kv_used(self) -> int:
         """Tokens of KV that are in use, or will be by the jobs that we sent."""
-        said = self._report.kv_used
+        said = self.said.kv_used
         if said is None:
             return self.need
         return max(self.need, said + sum(one.need for one in self._unseen.values()))
@@ -201,7 +204,7 @@ class Worker:
 
     def work_left(self, now: float) -> float:
         """Seconds of prefill that it has still to do, in a slow start as if it were that much slower."""
-        report = self._report
+        report = self.said
         if report.backlog is not None:
             left = max(0.0, report.backlog - (now - self._reported))
             left += sum(one.work for one in self._unseen.values())
@@ -217,6 +220,7 @@ class Worker:
             self._pending = 0.0
         self._pending += sent.work
         self.tokens += sent.job.prompt_tokens - sent.hit
+        self.taken += sent.job.prompt_tokens - sent.hit
         self.need += sent.need
 
     def begun(self, uid: int | str, now: float) -> None:
@@ -255,7 +259,7 @@ class Worker:
 
     def report(self, report: Report, now: float) -> None:
         """It says how it is."""
-        self._report = report
+        self.said = report
         self._reported = now
         looked = now - report.age
         self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
