@@ -6,7 +6,7 @@ serve the third under more load, and are to come out in the same order.
 
 A machine isn't as fast in one minute as in the next. So everything is measured in several rounds, one thing after the
 other in each, and what counts is the median; beside each error stands how far the rounds lie apart. Others' use of the
-machine slows the real worker only: what they disturbed is measured again.
+machine slows the real worker only: what they disturbed is measured again, and counts only if nothing else is there.
 """
 
 import datetime
@@ -63,7 +63,7 @@ _LOAD: Final = 0.7  # of the rate that a burst of the third workload is served a
 _MORE: Final = 1.1
 _WARM_UP: Final = 8.0  # seconds of load before anything counts: the first run after a start is slower
 _QUIET: Final = 0.05  # of the machine, that others may take
-_TRIES: Final = 3
+_TRIES: Final = 2
 
 Say = Callable[[str], None]
 
@@ -83,6 +83,11 @@ class Round(msgspec.Struct, frozen=True):
     figures: Figures
     foreign_cpu: float
 
+    @property
+    def quiet(self) -> bool:
+        """Whether others left the machine alone."""
+        return self.foreign_cpu <= _QUIET
+
 
 class Line(msgspec.Struct, frozen=True):
     """One workload, or setting, as it was predicted and measured."""
@@ -93,22 +98,27 @@ class Line(msgspec.Struct, frozen=True):
     rounds: list[Round]
 
     @property
+    def counted(self) -> list[Round]:
+        """The rounds that others didn't disturb; all if there is none."""
+        return [one for one in self.rounds if one.quiet] or self.rounds
+
+    @property
     def measured(self) -> Figures:
         """The median of each figure."""
-        return median_of([one.figures for one in self.rounds])
+        return median_of([one.figures for one in self.counted])
 
     @property
     def foreign_cpu(self) -> float:
-        """Others' share of the machine in the round that they disturbed most."""
-        return max(one.foreign_cpu for one in self.rounds)
+        """Others' share of the machine in the round that they disturbed most, of those that count."""
+        return max(one.foreign_cpu for one in self.counted)
 
     def error(self, figure: str) -> float:
         """Of the prediction, relative to the median."""
         return float(getattr(self.predicted, figure) / getattr(self.measured, figure)) - 1
 
     def range(self, figure: str) -> tuple[float, float]:
-        """The lowest and the highest of all rounds."""
-        values = [getattr(one.figures, figure) for one in self.rounds]
+        """The lowest and the highest of the rounds that count."""
+        values = [getattr(one.figures, figure) for one in self.counted]
         return min(values), max(values)
 
 
@@ -195,16 +205,20 @@ class _Bench:
         self._worker = worker
         self._say = say
         self.rounds: dict[str, list[Round]] = {}
-        self.steps: dict[str, list[Step]] = {}
+        self._steps: dict[str, list[list[Step]]] = {}
 
     def capacity(self, load: Load, config: SchedulerConfig, seconds: float) -> float:
-        """Requests/s of a burst, served again and again for so many seconds, which warms everything up."""
-        taken = 0.0
+        """Requests/s of a burst, served again and again for so many seconds, which warms everything up.
+
+        The fastest run's: the others were disturbed, or cold.
+        """
+        best = taken = 0.0
         while taken < seconds:
-            latest = self._worker.run(load, config)
-            ended = max(record.end for record in latest.records)
+            records = self._worker.run(load, config).records
+            ended = max(record.end for record in records)
+            best = max(best, len(records) / ended)
             taken += ended
-        return len(latest.records) / ended
+        return best
 
     def serve(self, case: _Case) -> None:
         """One round of a case; again while others disturb it, and the quietest counts."""
@@ -217,11 +231,17 @@ class _Bench:
                 measured, foreign = again, others
         figures = figures_of(measured.records)
         self.rounds.setdefault(case.name, []).append(Round(figures, foreign))
-        self.steps.setdefault(case.name, []).extend(measured.steps)
+        self._steps.setdefault(case.name, []).append(measured.steps)
         self._say(
             f"{case.name}: {figures.throughput:,.0f} tok/s, TTFT {1e3 * figures.ttft:,.0f} ms, {len(measured.steps)} "
             f"steps; others' CPU {foreign:.0%}"
         )
+
+    def steps(self, case: _Case) -> list[Step]:
+        """Those of the rounds that count."""
+        served = list(zip(self.rounds[case.name], self._steps[case.name], strict=True))
+        counted = [steps for round, steps in served if round.quiet] or [steps for _, steps in served]
+        return [step for steps in counted for step in steps]
 
     def _timed(self, case: _Case) -> tuple[Measured, float]:
         meter = CpuMeter()
@@ -249,7 +269,7 @@ def validate(worker: RealWorker, say: Say, *, scale: float = 1.0, seed: int = 0,
         say(f"round {turn + 1} of {rounds}")
         for case in (*known, held_out, *probes, *ranked):
             bench.serve(case)
-    steps = [step for case in (*known, *probes) for step in bench.steps[case.name]]
+    steps = [step for case in (*known, *probes) for step in bench.steps(case)]
     found = fit(steps, "this worker", worker.kv_tokens)
     say(str(found))
     machine = found.machine
@@ -267,11 +287,14 @@ def validate(worker: RealWorker, say: Say, *, scale: float = 1.0, seed: int = 0,
 
 def page(result: Validation) -> str:
     """The tables, in Markdown."""
-    rounds = max((len(line.rounds) for line in result.lines), default=0)
+    every = [*result.lines, *result.ranking]
+    rounds = max(len(line.rounds) for line in every)
+    fewest = min(len(line.counted) for line in every)
     lines = [
         "# The simulator beside a real worker",
         "",
-        f"Predicted / measured; both are medians of {rounds} rounds. After each error, in brackets, how far the single "
+        f"Predicted / measured; both are medians of {rounds} rounds, without those in which others took more than "
+        f"{_QUIET:.0%} of the machine (at least {fewest} are left). After each error, in brackets, how far the single "
         "rounds that were measured lie from their median: a prediction can't be better than that.",
         "",
         "| workload | output tok/s | error | mean end to end, ms | error | TTFT p90, ms | error | within targets "
