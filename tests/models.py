@@ -10,7 +10,7 @@ VOCABULARY = 331
 CONTEXT = 4096
 
 
-def llama_folder(folder: Path, *, tokenizer: bool = False) -> Path:
+def llama_folder(folder: Path, *, tokenizer: bool = False, head_dim: int = 16) -> Path:
     """A Llama of odd sizes in Hugging Face format; with a byte-level tokenizer if asked for."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -20,7 +20,7 @@ def llama_folder(folder: Path, *, tokenizer: bool = False) -> Path:
         num_hidden_layers=3,
         num_attention_heads=6,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=CONTEXT,
         bos_token_id=1,
         eos_token_id=2,

@@ -420,6 +420,7 @@ class VllmWorker:
             defaults=vllm.defaults,
             kv_events=publisher.endpoint if publisher else "",
             kv_replay=publisher.replay_endpoint if publisher else "",
+            heartbeat=_BEAT,
             capabilities=(*(("grammar",) if vllm.grammars else ()), *(("adapters",) if options.adapters else ())),
         )
 
