@@ -55,8 +55,8 @@ PROBES: Final[dict[str, dict[str, Any]]] = {
 }
 """How the first workload is served besides, for its steps only. A prompt that is read whole attends to itself and to
 nothing else: context and pairs follow from its tokens, and no fit can tell them apart. (A fit without these takes the
-third workload's prompts, short ones behind long cached prefixes, for 11 to 20 % slower than they are.) In slices of one
-size it attends to little at first and to much at last."""
+third workload's steps, with short prompts behind long cached prefixes, for 11 to 28 % longer than they are.) In slices
+of one size it attends to little at first and to much at last."""
 
 ROUNDS: Final = 5
 _LOAD: Final = 0.7  # of the rate that a burst of the third workload is served at
