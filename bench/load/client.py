@@ -23,7 +23,8 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
 
     With ``extensions`` a request has vLLM's ``ignore_eos`` and ``min_tokens``, so that an answer has as many tokens as
     the workload says, and ``return_token_ids``, so that each token shows even if it is no text; servers that don't know
-    these may refuse them. A field of ``extra`` takes the place of one of ours; None leaves it out.
+    these may refuse them. A field of ``extra`` takes the place of one of ours; None leaves it out. With
+    ``quickack`` what comes is acknowledged at once (`bench.load.http.Connection`).
     """
 
     url: str
@@ -32,6 +33,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     temperature: float | None = 0.0
     extensions: bool = True
     extra: dict[str, Any] = {}
+    quickack: bool = False
 
     def body(self, ask: Ask, history: "History | None" = None) -> bytes:
         """The request's body, as JSON."""
@@ -231,7 +233,7 @@ class Client:
         self.zero = time.monotonic()
         self._api = api
         self._timeout = timeout
-        self._pool = Pool(target)
+        self._pool = Pool(target, api.quickack)
         self._answers: set[Answer] = set()
         headers = {"content-type": "application/json", "accept": "text/event-stream", **api.headers}
         self._chat = head(target, "POST", "/chat/completions", headers)

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import httptools
 
 _CONNECT_ERRORS = (OSError, ssl.SSLError)
 _LIMIT_OF_ADDRESSES = 16
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 
 
 class UrlError(ValueError):
@@ -68,11 +70,17 @@ def parse_url(url: str) -> Target:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one exchange at a time. ``used`` tells whether an answer has come over it before."""
+    """One connection, one exchange at a time. ``used`` tells whether an answer has come over it before.
 
-    def __init__(self) -> None:
+    With ``quick`` every segment is acknowledged at once: a server that leaves Nagle's algorithm on holds a small piece
+    back until the one before is, which otherwise takes up to 40 ms.
+    """
+
+    def __init__(self, quick: bool = False) -> None:
         self.open = False
         self.used = False
+        self._quick = quick
+        self._socket: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._now = 0.0
@@ -105,9 +113,15 @@ class Connection(asyncio.Protocol):
         plain = transport.get_extra_info("socket")
         if plain is not None:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._quick and _QUICKACK is not None:
+                self._socket = plain
+                plain.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def data_received(self, data: bytes) -> None:
         self._now = time.monotonic()
+        if self._socket is not None:
+            assert _QUICKACK is not None
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)  # the kernel forgets it, time and again
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -150,10 +164,14 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """Connections to one target. The name is looked up once, so that a run asks the same machines throughout."""
+    """Connections to one target. The name is looked up once, so that a run asks the same machines throughout.
 
-    def __init__(self, target: Target) -> None:
+    ``quick``: as `Connection` has it.
+    """
+
+    def __init__(self, target: Target, quick: bool = False) -> None:
         self.target = target
+        self._quick = quick
         self._idle: list[Connection] = []
         self._addresses: list[tuple[str, int]] = []
         self._next = 0
@@ -187,7 +205,9 @@ class Pool:
                 host, port = self._addresses[self._next % len(self._addresses)]
                 name = self.target.name if self._ssl else None
                 try:
-                    _, made = await loop.create_connection(Connection, host, port, ssl=self._ssl, server_hostname=name)
+                    _, made = await loop.create_connection(
+                        partial(Connection, self._quick), host, port, ssl=self._ssl, server_hostname=name
+                    )
                     self._next += 1
                     return made
                 except _CONNECT_ERRORS as error:

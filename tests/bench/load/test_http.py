@@ -116,3 +116,37 @@ def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
             await Pool(parse_url("http://nowhere.invalid")).take()
 
     asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="only Linux has it")
+@pytest.mark.parametrize("quick", [True, False])
+def test_what_comes_is_acknowledged_at_once_if_wanted(quick: bool) -> None:
+    asked: list[int] = []
+
+    class Socket:
+        def setsockopt(self, level: int, option: int, value: int) -> None:
+            asked.append(option)
+
+    class Transport(asyncio.Transport):
+        def abort(self) -> None:
+            pass
+
+    connection = Connection(quick)
+    connection.connection_made(Transport({"socket": Socket()}))
+    for piece in (b"HTTP/1.1 200 OK\r\n", b"content-length: 0\r\n\r\n"):
+        connection.data_received(piece)
+    assert asked.count(socket.TCP_NODELAY) == 1
+    assert asked.count(socket.TCP_QUICKACK) == (3 if quick else 0)
+
+
+def test_a_pool_makes_quick_connections() -> None:
+    async def main(stub: Stub) -> None:
+        pool = Pool(parse_url(stub.url), quick=True)
+        connection = await pool.take()
+        reply = await connection.send(head(pool.target, "GET", "/models", {}) + b"\r\n", lambda data, now: None)
+        assert reply.status == 200
+        assert connection._quick
+        connection.close()
+
+    with Stub() as stub:
+        asyncio.run(main(stub))
