@@ -1,7 +1,10 @@
 """What can be set about one worker's scheduling? Each idea has a switch, so that its effect can be measured."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
+
+Order = Literal["work", "prefix", "arrival"]
+ORDERS: Final[tuple[Order, ...]] = get_args(Order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class SchedulerConfig:
     time_budget: bool = True
     deadlines: bool = True
     fairness: bool = True
-    order: Literal["work", "prefix", "arrival"] = "work"
+    order: Order = "work"
     lookahead: bool = True
     prefix_cache: bool = True
     background: bool = True
@@ -75,6 +78,8 @@ class SchedulerConfig:
         Raises:
             ValueError: naming the field and what would be right.
         """
+        if self.order not in ORDERS:
+            raise ValueError(f"order {self.order!r}: must be one of {', '.join(ORDERS)}")
         for name in ("max_running", "min_prefill_tokens", "token_budget", "quantum", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: must be at least 1")

@@ -13,7 +13,7 @@ def test_every_name_is_a_setting(name: str) -> None:
 
 def test_each_idea_is_one_switch() -> None:
     for name in IDEAS:
-        assert getattr(scheduling(name), name.removeprefix("without ")) is False
+        assert getattr(scheduling(name), name.removeprefix("without ")) in (False, "arrival")
 
 
 def test_changes_are_read() -> None:
@@ -29,6 +29,7 @@ def test_changes_are_read() -> None:
         ("fairness=1", "on or off"),
         ("tpot=x", "a number, such as 0.05"),
         ("tpot=-1", "more than 0"),
+        ("order=alphabet", "work, prefix, arrival"),
     ],
 )
 def test_what_is_no_change_is_refused(text: str, message: str) -> None:
