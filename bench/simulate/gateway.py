@@ -1,7 +1,7 @@
 """What does the gateway of a simulated fleet know, and when? It decides as production's does, on news as late as there.
 
 First tokens and ends come with the steps' frames, at once. Load reports are made at the end of a step, at most one in
-so often, and KV events come in batches: both reach the gateway after a delay.
+so often or when there is nothing to do any more, and KV events come in batches: both reach the gateway after a delay.
 """
 
 from abc import ABC, abstractmethod
@@ -144,7 +144,7 @@ class Placing(Gateway):
         events = worker.scheduler.pool.take_events()
         if events:
             self._events.append((now + news.event_delay, str(worker.index), events))
-        if news.reports and now >= self._due[worker.index]:
+        if news.reports and (now >= self._due[worker.index] or worker.idle):
             self._due[worker.index] = now + news.period
             self._reports.append((now + news.report_delay, str(worker.index), self._report(worker)))
 

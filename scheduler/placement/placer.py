@@ -186,7 +186,11 @@ class Placer:
             return []
         self._changed = False
         workers = [worker for worker in self.workers.values() if worker.ready]
+        known = next((worker.speed for worker in workers if worker.known), None)
         for worker in workers:
+            if known is not None and not worker.known:
+                # Until a newcomer is known it is taken to be like the others.
+                worker.speed = known
             worker.reckon(self.config.step, self.config.decode)
         if self._policy.holds:
             decisions = [*self._refuse(workers, now), *self._release(workers, now)]

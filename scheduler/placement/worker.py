@@ -7,9 +7,12 @@ from scheduler.placement.job import Job
 from scheduler.steptime import Coefficients
 
 # Before anything is known of a worker: a GPU that prefills 20,000 tokens/s.
-GUESS = Coefficients(step=5e-3, token=5e-5, context=3e-8, pair=5e-10, request=0.0)
-_LEARNING = 0.1
-_SAMPLE_TOKENS = 64
+GUESS = Coefficients(step=5e-3, token=5e-5, context=3e-8, pair=0.0, request=0.0)
+# Seconds in which a worker had prompts to read that make a measurement, and how much a new one counts.
+_SAMPLE = 0.5
+_LEARNING = 0.3
+# A worker that says it is more than so many times as fast as it was seen to be is not believed.
+_BOAST = 4.0
 _MOST_SLOWED = 5.0
 
 
@@ -80,9 +83,11 @@ class Worker:
     """One worker, as the gateway sees it. The caller changes it only through the `Placer`."""
 
     __slots__ = (
+        "_busy",
         "_context",
         "_decoding",
-        "_learnt",
+        "_done",
+        "_looked",
         "_pace",
         "_pending",
         "_reading",
@@ -90,6 +95,8 @@ class Worker:
         "_since",
         "_unseen",
         "info",
+        "known",
+        "measured",
         "need",
         "ready",
         "said",
@@ -105,7 +112,11 @@ class Worker:
         self.ready = True
         # Below 1 in a slow start: it counts as that much slower.
         self.weight = 1.0
+        # The seconds of its steps, and whether they are known rather than guessed; and the seconds a prompt token that
+        # it was seen to take, 0 before that.
         self.speed = info.speed or GUESS
+        self.known = info.speed is not None
+        self.measured = 0.0
         self.said = Report()
         self.sent: dict[int | str, Sent] = {}
         # Of our own jobs there: those that decode and their tokens; KV that all will need; prompt tokens to compute.
@@ -115,7 +126,10 @@ class Worker:
         self.tokens = 0
         # Prompt tokens that were ever sent there and were not believed cached.
         self.taken = 0
-        self._learnt = info.speed is None
+        # Since the last measurement: seconds in which there was something to read, and tokens that were.
+        self._busy = 0.0
+        self._done = 0
+        self._looked = now
         self._pace = 1.0
         self._reading = 0.0
         self._reported = now
@@ -206,7 +220,10 @@ class Worker:
         """Seconds of prefill that it has still to do, in a slow start as if it were that much slower."""
         report = self.said
         if report.backlog is not None:
-            left = max(0.0, report.backlog - (now - self._reported))
+            said = report.backlog
+            if report.waiting_tokens:
+                said = max(said, report.waiting_tokens * self.speed.token)
+            left = max(0.0, said - (now - self._reported))
             left += sum(one.work for one in self._unseen.values())
         else:
             left = max(0.0, self._pending - max(0.0, now - self._since)) if self._pending else 0.0
@@ -214,6 +231,7 @@ class Worker:
 
     def take(self, sent: Sent) -> None:
         """A job goes there now."""
+        self._count(sent.at)
         self.sent[sent.job.uid] = self._unseen[sent.job.uid] = sent
         if not self.tokens:
             self._since = sent.at
@@ -231,8 +249,7 @@ class Worker:
         sent.begun = True
         self._decoding += 1
         self._context += sent.job.prompt_tokens
-        if self._learnt:
-            self._learn(sent, now)
+        self._done += sent.job.prompt_tokens - sent.hit
         self._read(sent, now)
 
     def produced(self, uid: int | str, tokens: int) -> None:
@@ -264,21 +281,33 @@ class Worker:
         looked = now - report.age
         self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
         if report.speed is not None:
-            self.speed = report.speed
-            self._learnt = False
+            self.speed = self._believed(report.speed)
+            self.known = True
 
     def _read(self, sent: Sent, now: float) -> None:
         """A job's prompt is computed, or no longer wanted; the work of those before it was done meanwhile."""
+        self._count(now)
         self._unseen.pop(sent.job.uid, None)
         self.tokens -= sent.job.prompt_tokens - sent.hit
         self._pending = max(0.0, self._pending - sent.work) if self.tokens else 0.0
         self._since = now
 
-    def _learn(self, sent: Sent, now: float) -> None:
-        """How fast it prefills, from when a first token came: its prompt was computed since the one before."""
-        tokens = sent.job.prompt_tokens - sent.hit
-        if tokens < _SAMPLE_TOKENS:
+    def _count(self, now: float) -> None:
+        """Measure how fast it reads prompts, over the time in which it has some."""
+        if self.tokens:
+            self._busy += now - self._looked
+        self._looked = now
+        if self._busy < _SAMPLE or not self._done:
             return
-        seconds = max(now - max(sent.at, self._since), 1e-6)
-        token = self.speed.token * (seconds / (tokens * self.speed.token)) ** _LEARNING
-        self.speed = self.speed._replace(token=token, pair=self.speed.pair * token / self.speed.token)
+        token = self._busy / self._done
+        self.measured = token if not self.measured else self.measured + _LEARNING * (token - self.measured)
+        self._busy, self._done = 0.0, 0
+        if self.said.speed is not None:
+            self.speed = self._believed(self.said.speed)
+        elif self.info.speed is None:
+            self.speed = self.speed._replace(token=self.measured, pair=0.0)
+            self.known = True
+
+    def _believed(self, speed: Coefficients) -> Coefficients:
+        """What it says of its speed, within reason: a bad fit by which prompts cost nothing would attract all of them."""
+        return speed._replace(token=max(speed.token, self.measured / _BOAST)) if self.measured else speed

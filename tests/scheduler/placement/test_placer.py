@@ -242,6 +242,13 @@ def test_a_slow_start_gets_less() -> None:
     assert list(placed.values()).count("a") <= 3
 
 
+def test_a_newcomer_is_taken_to_be_like_the_others() -> None:
+    placer = fleet("predicted-ttft", workers=1)
+    placer.worker_up(info("b", speed=None), 0.0)
+    placed = ask(placer, 0.0, *(job(number, 100) for number in range(10)))
+    assert list(placed.values()).count("b") == 5
+
+
 def test_a_job_arrives_once() -> None:
     placer = fleet(workers=1)
     placer.arrived(job(1, 100), 0.0)

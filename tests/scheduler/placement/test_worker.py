@@ -99,19 +99,33 @@ def test_room_is_what_jobs_will_need() -> None:
 def test_how_fast_a_silent_worker_is_shows_in_its_first_tokens() -> None:
     worker = Worker(info("a", speed=None), 0.0)
     now = 0.0
-    for uid in range(100):
+    assert not worker.known
+    for uid in range(0, 100, 2):
+        # Two at once are read in one go, and the time without anything to read counts for nothing.
         worker.take(sent(uid, 1000, now))
-        now += 0.25
+        worker.take(sent(uid + 1, 1000, now))
+        now += 0.5
         worker.begun(uid, now)
+        worker.begun(uid + 1, now)
         worker.ended(uid, now)
+        worker.ended(uid + 1, now)
+        now += 7.0
+    assert worker.known
     assert worker.speed.token == pytest.approx(2.5e-4, rel=0.01)
-    before = worker.speed
-    worker.take(sent(100, 40, now))
-    worker.begun(100, now + 9)
-    assert worker.speed == before
-    worker.report(Report(speed=SPEED), now)
-    worker.take(sent(101, 1000, now))
-    worker.begun(101, now + 9)
+
+
+def test_a_worker_that_boasts_is_not_believed() -> None:
+    worker = Worker(info("a"), 0.0)
+    worker.report(Report(speed=SPEED._replace(token=0.0), backlog=0.0, waiting_tokens=8000), 0.0)
+    assert worker.work(1000, 0) == 0.0
+    now = 0.0
+    for uid in range(10):
+        worker.take(sent(uid, 1000, now))
+        now += 0.4
+        worker.begun(uid, now)
+    assert worker.work(1000, 0) == pytest.approx(0.1)
+    assert worker.work_left(0.0) == pytest.approx(0.8)
+    worker.report(Report(speed=SPEED, backlog=0.0), now)
     assert worker.speed == SPEED
 
 
