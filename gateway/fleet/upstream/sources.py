@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -61,14 +61,22 @@ class Sources:
     Args:
         given: what is there for good.
         file: a file with more, looked at each second; one that can't be read or understood changes nothing.
+        lookup: asks for a name's addresses.
     """
 
-    def __init__(self, targets: Targets, given: Sequence[Address | Name], file: Path | None = None) -> None:
+    def __init__(
+        self,
+        targets: Targets,
+        given: Sequence[Address | Name],
+        file: Path | None = None,
+        lookup: Callable[[Name], Awaitable[list[str]]] | None = None,
+    ) -> None:
         self._targets = targets
         self._given = list(given)
         self._file = file
         self._listed: list[Address | Name] = []
         self._resolved: dict[Name, list[Address]] = {}
+        self._lookup = lookup or look_up
         self._seen: tuple[int, int, int] | None = None
 
     async def run(self) -> None:
@@ -124,11 +132,19 @@ class Sources:
 
     async def _resolve(self, name: Name) -> None:
         """Look a name up. One that can't be resolved just now keeps its addresses."""
-        loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+            hosts = await self._lookup(name)
         except OSError as error:
             log.warning("dns:%s:%d can't be resolved: %s", name.host, name.port, error)
             return
-        hosts = dict.fromkeys(str(entry[4][0]) for entry in found)
         self._resolved[name] = [Address(False, host, name.port, "") for host in hosts]
+
+
+async def look_up(name: Name) -> list[str]:
+    """All addresses that the resolver has for a name.
+
+    Raises:
+        OSError: it has none, or can't be asked.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -88,6 +88,12 @@ class Sent:
         finally:
             self.writer.close()
 
+    async def answer_rest(self) -> bytes:
+        """What is left of a stream in chunks."""
+        rest = await self.reader.readuntil(b"0\r\n\r\n")
+        self.leave()
+        return rest
+
     def leave(self) -> None:
         self.writer.transport.abort()
 
