@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 import uvloop
 
@@ -70,10 +71,9 @@ def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
 
     ``command_of`` says what to run as a worker that listens on an address.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    _log(settings)
+    if settings.gateway_processes > 1:
+        return _serve_in_processes(settings, command_of)
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
@@ -99,8 +99,46 @@ def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
             return runner.run(server.run())
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on ``host`` and ``port``; port 0 takes a free one.
+def serve_shared(settings: Settings, *, parent: int, keeps_data: bool) -> int:
+    """Be one of several gateway processes on one port; returns the exit status.
+
+    ``parent`` is the process that must be there for this one to go on. Files and batches are kept by one of them alone.
+    """
+    _log(settings)
+    _raise_open_files_limit()
+    listener = listen(settings.host, settings.port, shared=True)
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        server = GatewayServer(settings, listener, Path("/"), worker_command, keeps_data=keeps_data, parent=parent)
+        return runner.run(server.run())
+
+
+def _serve_in_processes(settings: Settings, command_of: CommandOf) -> int:
+    from gateway.processes import Parent, reserve
+
+    try:
+        reserved = reserve(settings.host, settings.port)
+    except OSError as error:
+        print(f"penstock: error: {error}", file=sys.stderr)
+        return 1
+    with contextlib.closing(reserved), runtime_directory() as directory:
+        try:
+            parent = Parent(settings, reserved.getsockname()[1], directory, command_of)
+        except SettingsError as error:
+            print(f"penstock serve: error: {error}", file=sys.stderr)
+            return 2
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(parent.run())
+
+
+def _log(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket on ``host`` and ``port``; port 0 takes a free one. ``shared``: with others of this user.
 
     Raises:
         OSError: the address is in use, or isn't ours; the message says so.
@@ -110,7 +148,7 @@ def listen(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise OSError(f"--host {host} is no address of this machine: {error.strerror}") from error
     try:
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG, reuse_port=shared)
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(f"can't listen on {host} port {port}: {reason}; choose another with --host and --port") from error
@@ -130,13 +168,25 @@ class GatewayServer:
     Args:
         listener: the socket that clients connect to.
         directory: where the workers' sockets go.
+        keeps_data: files and batches are this process' business.
+        parent: it ends when this process, its parent, has gone.
 
     Raises:
         SettingsError: the workers' secret isn't set, or a certificate can't be read.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, directory: Path, command_of: CommandOf) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        directory: Path,
+        command_of: CommandOf,
+        *,
+        keeps_data: bool = True,
+        parent: int | None = None,
+    ) -> None:
         self._settings = settings
+        self._parent = parent
         self._listener = listener
         self._metrics = Metrics()
         self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body, metrics=self._metrics)
@@ -144,7 +194,7 @@ class GatewayServer:
         self._http = GatewayHttpServer(http_config(app))
         self._batches = Batches(
             app,
-            data_folder(settings),
+            data_folder(settings) if keeps_data else None,
             concurrency=settings.batch_concurrency,
             max_body=settings.max_body,
             max_file=settings.max_file,
@@ -163,6 +213,7 @@ class GatewayServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGUSR1, self._restart_workers)
+        orphaned = asyncio.create_task(self._stop_when_orphaned())
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         supervisor = asyncio.create_task(self._crew.run())
         abandoned = asyncio.create_task(self._abandon.wait())
@@ -174,7 +225,7 @@ class GatewayServer:
             return life.result()
         finally:
             self._crew.kill()
-            tasks = (life, abandoned, http, supervisor, *self._restarting)
+            tasks = (life, abandoned, orphaned, http, supervisor, *self._restarting)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -249,6 +300,14 @@ class GatewayServer:
             log.info("%s: finishing the running requests; Ctrl-C again exits at once", number.name)
             self._stop.set()
 
+    async def _stop_when_orphaned(self) -> None:
+        while self._parent is not None:
+            if os.getppid() != self._parent:
+                log.warning("the parent process has gone: stopping")
+                self._stop.set()
+                return
+            await asyncio.sleep(1.0)
+
     def _restart_workers(self) -> None:
         """Begin a rolling restart of all workers that are ours."""
         task = asyncio.get_running_loop().create_task(self._crew.restart(self._settings.drain_timeout))
@@ -267,6 +326,9 @@ class GatewayServer:
 
     async def _load(self, hello: Hello, fleet: Fleet) -> ServedModel:
         settings = self._settings
+        if settings.worker and settings.model is not None:
+            # The worker's folder is on its own host.
+            hello = msgspec.structs.replace(hello, folder=settings.model)
         return await ServedModel.load(
             hello, fleet, tool_parser=settings.tool_parser, reasoning_parser=settings.reasoning_parser
         )

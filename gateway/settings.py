@@ -84,6 +84,7 @@ _POSITIVE: Final = (
     "max_file",
     "batch_concurrency",
     "replicas",
+    "gateway_processes",
 )
 
 
@@ -199,6 +200,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "ADDRESS", "repeat": True},
         ),
     ] = ()
+    gateway_processes: Annotated[
+        int,
+        Meta(
+            description="gateway processes that share the port and the workers, where one core can't take the load",
+            extra=_COUNT,
+        ),
+    ] = 1
     worker_secret_env: Annotated[
         str | None,
         Meta(

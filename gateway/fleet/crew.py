@@ -136,8 +136,8 @@ def recruit(
     keepers: list[Keeper] = []
     if settings.worker:
         secret, tls = worker_secret(settings), _trust(settings)
-        for address in settings.worker:
-            worker = Worker(_short(address), metrics, on_progress if not keepers else None, watcher)
+        for name, address in zip(_names(settings.worker), settings.worker, strict=True):
+            worker = Worker(name, metrics, on_progress if not keepers else None, watcher)
             keepers.append(RemoteWorker(worker, address, secret, tls))
     else:
         for index in range(settings.replicas):
@@ -207,9 +207,13 @@ def _trust(settings: Settings) -> ssl.SSLContext | None:
         raise SettingsError(f"--worker-tls-ca {settings.worker_tls_ca}: {error}") from error
 
 
-def _short(address: str) -> str:
-    """A worker's name in log lines and metrics: where it is."""
-    return address.removeprefix("tcp://").removeprefix("unix:")
+def _names(addresses: Sequence[str]) -> list[str]:
+    """The workers' names in log lines and metrics: host and port, or that of the socket's file."""
+    names = [
+        address.removeprefix("tcp://") if address.startswith("tcp:") else Path(address.removeprefix("unix:")).stem
+        for address in addresses
+    ]
+    return names if len(set(names)) == len(names) else list(addresses)
 
 
 def _next_port(endpoint: str, index: int) -> str:

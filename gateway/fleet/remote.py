@@ -34,6 +34,8 @@ class RemoteWorker:
         while not self._stopping.is_set():
             try:
                 await self.worker.connect(self._address, self._secret, self._tls)
+            except FileNotFoundError:
+                log.debug("worker=%s does not listen yet", self.worker.name)
             except OSError as error:
                 # ssl's errors are OSErrors too, with the certificate's fault in them.
                 if str(error) != said:

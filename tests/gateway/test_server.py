@@ -385,6 +385,46 @@ async def workers_up(served: Served, count: int) -> bool:
     return len(re.findall(r'penstock_worker_up{worker="w\d"} 1.0', page)) == count
 
 
+def test_several_gateways_share_port_and_workers(model_folder: Path, started: list[Served]) -> None:
+    served = Served(model_folder, "--delay", "0.01", replicas=2, gateway_processes=2)
+    started.append(served)
+    served.ready()
+
+    def gateways() -> list[psutil.Process]:
+        children = psutil.Process(served.process.pid).children()
+        return [child for child in children if child.is_running() and "gateway.processes" in child.cmdline()]
+
+    async def scenario() -> None:
+        first, second = gateways()
+        streams = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(24)]
+        for reader, writer in streams:
+            body = {**LONG, "prompt": "x" * 30, "max_tokens": 30}
+            writer.write(request_bytes("POST", "/v1/completions", body, {"connection": "close"}))
+            await reader.readuntil(b'"text":"x"')
+        first.kill()
+        answers = await asyncio.gather(*(reader.read() for reader, _ in streams), return_exceptions=True)
+        whole = [answer for answer in answers if isinstance(answer, bytes) and b"[DONE]" in answer]
+        assert 0 < len(whole) < len(streams), "each had some"
+        for _, writer in streams:
+            writer.close()
+        while len(gateways()) < 2:
+            await asyncio.sleep(0.05)
+        assert second in gateways()
+        assert (await served.ask("POST", "/v1/chat/completions", chat())).status == 200
+
+    run_scenario(scenario())
+    served.signal(signal.SIGTERM)
+    status, out, err = served.end()
+    assert (status, out) == (0, "")
+    assert "gateway process g" in err and "was ended by SIGKILL; starting another in 1 s" in err
+
+
+def test_a_gateway_process_that_can_not_start_ends_it(model_folder: Path) -> None:
+    status, out, err = Served(model_folder / "missing", gateway_processes=2).end()
+    assert (status, out) == (1, "")
+    assert "before it was ready" in err
+
+
 def test_nothing_is_left_behind(model_folder: Path, started: list[Served], tmp_path: Path) -> None:
     served = Served(model_folder, temporary=tmp_path)
     started.append(served)

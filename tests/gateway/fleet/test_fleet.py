@@ -193,9 +193,9 @@ def test_they_do_not_wait_for_ever(model_folder: Path, tmp_path: Path) -> None:
             fake.loaded.clear()
             fake.drop()
             await found.workers[0].lost.wait()
-            for more in ({}, {"background": True}):
+            for more in (False, True):
                 with pytest.raises(WorkerLost, match="the worker is restarting"):
-                    await found.submit(**more).next()
+                    await found.submit(PROMPT, background=more).next()
             fake.loaded.set()
 
     run(scenario())
