@@ -20,7 +20,7 @@ from gateway.lane import heads
 from gateway.lane.placing import NO_PROMPT, Prompt
 from gateway.lane.scan import NO_TALLY, TAIL, skim, tally
 from gateway.lane.stream import Stream
-from gateway.telemetry.metrics import Outcome
+from gateway.telemetry.metrics import ModelMetrics, Outcome
 from gateway.wire import errors
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ class Client(Protocol):
 
 
 class Exchange:
-    """One request. ``endpoint`` is its path; ``headers`` have lower-case names.
+    """One request. ``endpoint`` is its path; ``headers`` have lower-case names; it is counted under ``label``.
 
     ``keep_alive`` and ``chunked`` tell what the client's HTTP can do.
     """
 
     __slots__ = (
         "_attempts", "_body", "_chunked", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_parts",
-        "_queued", "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "endpoint", "headers",
-        "model", "prompt", "request_id",
+        "_queued", "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint",
+        "headers", "label", "model", "prompt", "request_id",
     )  # fmt: skip
 
     def __init__(
@@ -71,7 +71,8 @@ class Exchange:
         self._client = client
         self.endpoint = endpoint
         self.headers = headers
-        self.model = ""
+        self.model = self.label = ""
+        self.counters: ModelMetrics | None = None
         self.request_id = b""
         self._keep_alive = keep_alive
         self._chunked = chunked
@@ -115,7 +116,7 @@ class Exchange:
         self._parts.clear()
         self._received = perf_counter()
         self._lane.began(self)
-        self._find_id()
+        self._read_headers()
         self._fail(error)
 
     def abandon(self) -> None:
@@ -161,14 +162,15 @@ class Exchange:
         parts = self._parts
         self._body = body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        self._find_id()
+        authorization = self._read_headers()
         if lane.context.draining:
             raise lane.shutting_down()
-        self._forwarded, authorization = heads.forwarded(self.headers, lane.passes_keys)
         lane.context.keys.check(authorization)
         skimmed = skim(body)
         ready = lane.ready(skimmed.model, self._received)
         self.model = skimmed.model
+        self.label = label = skimmed.model if ready[0].models else ""  # names that clients make up are no labels
+        self.counters = lane.context.metrics.model(self.endpoint, label)
         lane.enter_queue()
         self._queued = True
         self.prompt = prompt = lane.prompt(skimmed)
@@ -176,13 +178,12 @@ class Exchange:
         if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
             self._timer = lane.loop.call_later(delay, self._send_hedge)
 
-    def _find_id(self) -> None:
-        for name, value in self.headers:
-            if name == b"x-request-id":
-                self.request_id = heads.checked_id(value)
-                break
-        if not self.request_id:
-            self.request_id = self._lane.new_id()
+    def _read_headers(self) -> bytes:
+        """Note what goes on and the request's id; the client's ``Authorization``."""
+        passed = heads.passed(self.headers, self._lane.passes_keys)
+        self._forwarded = passed.lines
+        self.request_id = passed.request_id or self._lane.new_id()
+        return passed.authorization
 
     # Attempts
 
@@ -331,7 +332,7 @@ class Exchange:
         if self._queued:
             self._queued = False
             self._lane.leave_queue()
-        streamed = heads.is_event_stream(connection.headers)
+        streamed = connection.content_type.startswith(b"text/event-stream")
         if streamed:
             self._stream = self._begin(connection, events=True)
         self._lane.answering(self, connection, connection.last - self._received, streamed)
@@ -440,7 +441,7 @@ def _replacement(connection: Connection) -> errors.ApiError | None:
         return errors.bad_upstream("The upstream refuses this gateway's key.")
     if status < 400:
         return errors.bad_upstream(f"The upstream answered with status {status}, which is no answer.")
-    if heads.is_json(connection.headers):
+    if b"json" in connection.content_type:
         return None
     if status == 429:
         return errors.overloaded(_RETRY_AFTER, "The upstream is busy.")

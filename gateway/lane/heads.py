@@ -2,7 +2,7 @@
 
 import re
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.wire import errors
 
@@ -21,13 +21,21 @@ _PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
 _STATUS: Final = {code: f"HTTP/1.1 {code} {_PHRASES.get(code, '')}\r\n".encode() for code in range(100, 600)}
 
 
-def forwarded(headers: Headers, with_key: bool) -> tuple[bytes, bytes]:
-    """What of a request's headers goes on, as bytes; and the value of ``Authorization``.
+class Passed(NamedTuple):
+    """What is taken from a request's headers: what goes on, as bytes; the value of ``Authorization``; the client's id.
 
-    ``with_key``: that goes on as well.
+    The id is empty where there is none that can stand in a header and a log line.
     """
+
+    lines: bytes
+    authorization: bytes
+    request_id: bytes
+
+
+def passed(headers: Headers, with_key: bool) -> Passed:
+    """Sort a request's headers. ``with_key``: ``Authorization`` goes on as well."""
     parts: list[bytes] = []
-    authorization = b""
+    authorization = request_id = b""
     for name, value in headers:
         if name not in _OWN_REQUEST:
             parts += (name, b": ", value, b"\r\n")
@@ -35,7 +43,9 @@ def forwarded(headers: Headers, with_key: bool) -> tuple[bytes, bytes]:
             authorization = value
             if with_key:
                 parts += (name, b": ", value, b"\r\n")
-    return b"".join(parts), authorization
+        elif name == b"x-request-id" and _REQUEST_ID(value):
+            request_id = value
+    return Passed(b"".join(parts), authorization, request_id)
 
 
 def response(
@@ -70,16 +80,3 @@ def error(fault: errors.ApiError, request_id: bytes, keep_alive: bool) -> bytes:
     head = _STATUS[fault.status] + b"content-type: application/json\r\n" + lines
     body = fault.body
     return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), request_id, body)
-
-
-def is_event_stream(headers: Headers) -> bool:
-    return any(name == b"content-type" and value[:17].lower() == b"text/event-stream" for name, value in headers)
-
-
-def is_json(headers: Headers) -> bool:
-    return any(name == b"content-type" and b"json" in value.lower() for name, value in headers)
-
-
-def checked_id(value: bytes) -> bytes:
-    """A client's ``x-request-id``, if it is one that can stand in a header and a log line; else nothing."""
-    return value if _REQUEST_ID(value) else b""

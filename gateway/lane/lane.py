@@ -17,7 +17,7 @@ from gateway.lane.exchange import Exchange
 from gateway.lane.fingerprints import NONE, fingerprints
 from gateway.lane.placing import Placing, Prompt
 from gateway.lane.scan import Skimmed, Tally
-from gateway.telemetry.metrics import ModelMetrics, Outcome
+from gateway.telemetry.metrics import Outcome
 from gateway.wire import errors
 
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -45,7 +45,6 @@ class Lane:
         self.loop: asyncio.AbstractEventLoop
         self.counts = context.metrics.upstreams
         self.counts.targets = targets
-        self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._retries = Budget(options.retry_share, reserve=10.0, trickle=1.0)
         self._hedges = Budget(options.hedge, reserve=1.0)
         self._usual = (RecentQuantile(), RecentQuantile())
@@ -176,13 +175,13 @@ class Lane:
         self.placing.answered(connection)
         if self.hedging:
             self._usual[streamed].add(seconds)
-        if streamed:
-            self._model_metrics(exchange).first_token.observe(seconds)
+        if streamed and exchange.counters is not None:
+            exchange.counters.first_token.observe(seconds)
 
     def answered(self, exchange: Exchange, connection: Connection, tally: Tally) -> None:
         """The answer is complete."""
-        if tally.prompt_tokens or tally.output_tokens:
-            metrics = self._model_metrics(exchange)
+        metrics = exchange.counters
+        if metrics is not None and (tally.prompt_tokens or tally.output_tokens):
             metrics.prompt_tokens.inc(tally.prompt_tokens)
             if tally.cached_tokens:
                 metrics.cached_tokens.inc(tally.cached_tokens)
@@ -197,9 +196,6 @@ class Lane:
         """A request is over, ``seconds`` after its last byte."""
         self.context.in_flight -= 1
         del self._running[exchange]
-        if exchange.model:
-            self._model_metrics(exchange).duration.observe(seconds)
-        self.context.metrics.ended(exchange.endpoint, exchange.model, status, outcome)
-
-    def _model_metrics(self, exchange: Exchange) -> ModelMetrics:
-        return self.context.metrics.model(exchange.endpoint, exchange.model)
+        if exchange.counters is not None:
+            exchange.counters.duration.observe(seconds)
+        self.context.metrics.ended(exchange.endpoint, exchange.label, status, outcome)

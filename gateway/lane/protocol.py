@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Any, Final
 
+import httptools
+
 from gateway.http_protocol import HttpProtocol
 from gateway.lane.exchange import Exchange
 from gateway.lane.lane import ENDPOINTS, Lane
@@ -52,6 +54,18 @@ class LaneProtocol(HttpProtocol):
         super().resume_writing()
         if self._running is not None:
             self._running.pause(False)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head or self.timeout_keep_alive_task is not None:
+            super().data_received(data)  # the rare case: a head in pieces, or after an answer of uvicorn's
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade:
+            pass  # no other protocol is spoken here: the request is answered as if it had not asked for one
+        self._head_bytes = len(data)  # of a head, if this ends within one
 
     # httptools' events
 

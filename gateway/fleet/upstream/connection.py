@@ -47,15 +47,16 @@ class Receiver(Protocol):
 class Connection(asyncio.Protocol):
     """A connection to ``target``, from before it is established until it is lost.
 
-    ``status`` is 0 until a response's head is complete; ``framed`` tells whether that says where the response ends,
-    ``reused`` whether the connection carried an exchange before, ``heard`` whether anything came since the request.
+    ``status`` is 0 until a response's head is complete; ``content_type`` is in lower case. ``framed`` tells whether the
+    head says where the response ends, ``reused`` whether the connection carried an exchange before, ``heard`` whether
+    anything came since the request.
     ``sent`` and ``last`` are when the request was sent and when something last came, by `perf_counter`.
     """
 
     __slots__ = (
         "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_parser", "_parts", "_receiver", "_stays",
-        "_unsent", "framed", "headers", "heard", "idle_since", "last", "reused", "sent", "status", "target", "ticket",
-        "transport",
+        "_unsent", "content_type", "framed", "headers", "heard", "idle_since", "last", "reused", "sent", "status",
+        "target", "ticket", "transport",
     )  # fmt: skip
 
     def __init__(self, target: "Target") -> None:
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.ticket = 0  # placement's
         self.status = 0
+        self.content_type = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.reused = False
         self.heard = False
@@ -203,10 +205,13 @@ class Connection(asyncio.Protocol):
             self.headers.clear()  # an interim answer, 100 or 103: the real one follows
             return
         self.status = status
-        self.framed = status in (204, 304) or any(
-            name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower())
-            for name, value in self.headers
-        )
+        self.framed = status in (204, 304)
+        self.content_type = b""
+        for name, value in self.headers:
+            if name == b"content-type":
+                self.content_type = value.lower()
+            elif name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
+                self.framed = True
 
     def on_body(self, body: bytes) -> None:
         self._parts.append(body)
