@@ -41,6 +41,10 @@ class Serve:
         self.port = 0
 
     def __enter__(self) -> "Serve":
+        return self if self.port else self.ready()
+
+    def ready(self) -> "Serve":
+        """Wait until it says where it listens."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)
