@@ -4,7 +4,6 @@ The policies `held` and `immediate` have a cheaper form here (`gateway.lane.plac
 in the gateway needs workers that say how much they have left to do, and upstreams don't.
 """
 
-from collections.abc import Sequence
 from itertools import count
 from time import perf_counter
 from typing import Final
@@ -34,7 +33,7 @@ class ByPlacer:
         self._shown: dict[Target, object] = {}
         self.fingerprints = policy in ("predicted-ttft", "prefix-load", "lmetric")
 
-    def choose(self, targets: Sequence[Target], prompt: Prompt, now: float) -> Target:
+    def choose(self, targets: list[Target], prompt: Prompt, now: float) -> Target:
         self._uid = uid = next(self._uids)
         able = {target.name: target for target in targets}
         for target in self._shown:

@@ -7,7 +7,7 @@ which prefix went where. It takes 7 µs for eight targets, where the general `sc
 other policies are that one's, by `gateway.lane.placer`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,6 +20,8 @@ _BYTES_PER_TOKEN: Final = 4
 _BLOCKS: Final = 65_536  # remembered of a target that doesn't say how large its cache is
 _BLOCK_BYTES: Final = 512  # what a piece stands for on average, where it does
 _DEAREST: Final = 12.0
+_COVERED: Final = (0, *PIECE_ENDS)
+_nothing: Final[Callable[[str, int], int]] = {}.get  # type: ignore[assignment]
 _PER_REQUEST: Final = 512  # bytes of prompt; what a request under way slows another one's prefill down by
 
 
@@ -40,7 +42,7 @@ class Placing(Protocol):
     fingerprints: bool
     """Whether it wants prompts to have their ``chain``."""
 
-    def choose(self, targets: Sequence[Target], prompt: Prompt, now: float) -> Target:
+    def choose(self, targets: list[Target], prompt: Prompt, now: float) -> Target:
         """One of ``targets``, of which there is at least one."""
 
     def sent(self, connection: Connection, prompt: Prompt) -> None:
@@ -67,7 +69,7 @@ class LeastInFlight:
     def __init__(self) -> None:
         self._turn = 0
 
-    def choose(self, targets: Sequence[Target], prompt: Prompt, now: float) -> Target:
+    def choose(self, targets: list[Target], prompt: Prompt, now: float) -> Target:
         self._turn = turn = self._turn + 1
         count = len(targets)
         best = targets[turn % count]
@@ -111,15 +113,15 @@ class CacheAware:
         self._hit = 0
         self._turn = 0
 
-    def choose(self, targets: Sequence[Target], prompt: Prompt, now: float) -> Target:
+    def choose(self, targets: list[Target], prompt: Prompt, now: float) -> Target:
         count = len(targets)
         self._turn = turn = (self._turn + 1) % count
         size, chain = prompt.size, prompt.chain
-        hits = self._index.match(chain) if len(chain) else None
+        found = self._index.match(chain).get if len(chain) else _nothing
         price = min(1.0 + self._waiting / count, _DEAREST)
         best, least, best_hit = targets[0], inf, 0
-        for target in (*targets[turn:], *targets[:turn]):  # in turn, where nothing tells them apart
-            hit = PIECE_ENDS[hits[target.name] - 1] if hits and target.name in hits else 0
+        for target in targets[turn:] + targets[:turn]:  # in turn, where nothing tells them apart
+            hit = _COVERED[found(target.name, 0)]
             cost = target.unread + price * (size - hit) + _PER_REQUEST * (target.in_flight + target.foreign)
             if target.breaker.slow:
                 cost *= target.handicap(now)
