@@ -1,8 +1,10 @@
 """What is each idea of our scheduler worth? One worker, real lengths, and every way of scheduling in turn.
 
 For each way the rate of arrivals is raised step by step; its *goodput* is how many requests a second keep both
-objectives, of all that came, and its knee is the rate at which that is highest. Then everybody is given the rate of the
-best other's knee, for TTFT and throughput at equal load. The last case is one tenant that sends ten times its share.
+objectives, of all that came, and its knee is the rate at which that is highest while the worker keeps up. (Beyond that
+the queue grows without bound, and who serves only the shortest has the best goodput of all.) Then everybody is given
+the rate of the best other's knee, for TTFT and throughput at equal load. The last case is one tenant that sends ten
+times its share.
 
 The worker is a simulated GPU (`SimulatedJudge`), or the real engine on this machine's CPU (`MeasuredJudge`).
 """
@@ -40,6 +42,7 @@ SLO: Final = Slo(ttft=TTFT, tpot=TPOT)
 _FACTOR: Final = 1.12  # from one rate to the next
 _NEARER: Final = (0.94, 0.97, 1.03, 1.06)
 _WORSE: Final = 0.85  # of the best goodput: the search stops when two rates in a row are below
+_LEFT: Final = 0.1  # of the requests, that may be unanswered when the last one comes, if the worker keeps up
 _FIRST: Final = 0.5  # of the rate at which the machine should be busy all the time
 _TOGETHER: Final = 32  # requests that share a step
 _TENANTS: Final = 10
@@ -52,7 +55,10 @@ Say = Callable[[str], None]
 
 
 class Point(NamedTuple):
-    """What one way of scheduling made of one rate (requests/s). ``tokens``: output tokens/s before the last arrival."""
+    """What one way of scheduling made of one rate (requests/s).
+
+    ``tokens``: output tokens/s before the last arrival. ``left``: the share of all requests that was unanswered then.
+    """
 
     rate: float
     goodput: float
@@ -63,6 +69,12 @@ class Point(NamedTuple):
     tokens: float
     hit_rate: float
     preemptions: int
+    left: float
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the queue is bounded."""
+        return self.left <= _LEFT
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -196,14 +208,15 @@ class Judge(ABC):
         return point_of(served.records, served.preemptions, rate)
 
     def row(self, name: str, source: Source) -> list[Point]:
-        """One rate after the other, until goodput has fallen."""
+        """One rate after the other, until goodput has fallen or the worker no longer keeps up."""
         points: list[Point] = []
         rate = source.first_rate
         best = 0.0
         while len(points) < 24:
             points.append(self.point(name, source.load(rate, self.seed), rate))
             best = max(best, points[-1].goodput)
-            if len(points) > 2 and max(point.goodput for point in points[-2:]) < _WORSE * best:
+            last = points[-2:]
+            if len(points) > 2 and all(point.goodput < _WORSE * best or not point.keeps_up for point in last):
                 break
             rate *= self.factor
         best_rate = _knee(points).rate
@@ -300,6 +313,7 @@ def point_of(records: Sequence[Record], preemptions: int, rate: float) -> Point:
         hit_rate=sum(record.cached_tokens or 0 for record in answered)
         / sum(record.prompt_tokens or 1 for record in answered),
         preemptions=preemptions,
+        left=sum(record.end > seconds for record in records) / len(records),
     )
 
 
@@ -334,7 +348,7 @@ def compare(judge: Judge, sources: Sequence[Source], say: Say, names: Sequence[s
 
 
 def _knee(points: Sequence[Point]) -> Point:
-    return max(points, key=lambda point: point.goodput)
+    return max(points, key=lambda point: (point.keeps_up, point.goodput))
 
 
 def sources(
