@@ -22,6 +22,7 @@ import msgspec
 
 from gateway.fleet.crew import Crew, recruit
 from gateway.fleet.worker_process import Backoff, WorkerStartError, describe_exit, package_environment
+from gateway.lane.server import check_upstreams
 from gateway.settings import Settings
 from gateway.startup import display
 from gateway.telemetry.metrics import Metrics
@@ -112,13 +113,15 @@ class Parent:
         self._display = display()
         self._crew = Crew((), settings.worker_timeout)
         addresses = settings.worker
-        if not addresses:
+        if settings.upstream or settings.upstream_file:
+            check_upstreams(settings)
+        elif not addresses:
             self._crew = recruit(settings, directory, command_of, Metrics(), None, self._display.show)
             addresses = tuple(f"unix:{directory / f'w{index}.sock'}" for index in range(settings.replicas))
         self._child = msgspec.structs.replace(
             settings, model=None, worker=addresses, replicas=1, port=port, gateway_processes=1
         )
-        if settings.worker:
+        if not self._crew.workers:
             self._child = msgspec.structs.replace(self._child, model=settings.model)
         self._stop = asyncio.Event()
         self._abandon = asyncio.Event()

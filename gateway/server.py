@@ -81,14 +81,7 @@ def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
         return 1
     _raise_open_files_limit()
     if settings.upstream or settings.upstream_file:
-        from gateway.lane.server import UpstreamServer
-
-        with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            try:
-                return runner.run(UpstreamServer(settings, listener).run())
-            except SettingsError as error:
-                print(f"penstock serve: error: {error}", file=sys.stderr)
-                return 2
+        return _pass_through(settings, listener)
     with contextlib.closing(listener), runtime_directory() as directory:
         try:
             server = GatewayServer(settings, listener, directory, command_of)
@@ -107,9 +100,23 @@ def serve_shared(settings: Settings, *, parent: int, keeps_data: bool) -> int:
     _log(settings)
     _raise_open_files_limit()
     listener = listen(settings.host, settings.port, shared=True)
+    if settings.upstream or settings.upstream_file:
+        return _pass_through(settings, listener, parent)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         server = GatewayServer(settings, listener, Path("/"), worker_command, keeps_data=keeps_data, parent=parent)
         return runner.run(server.run())
+
+
+def _pass_through(settings: Settings, listener: socket.socket, parent: int | None = None) -> int:
+    """Serve in front of upstreams, without workers."""
+    from gateway.lane.server import UpstreamServer
+
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(UpstreamServer(settings, listener, parent).run())
+        except SettingsError as error:
+            print(f"penstock serve: error: {error}", file=sys.stderr)
+            return 2
 
 
 def _serve_in_processes(settings: Settings, command_of: CommandOf) -> int:

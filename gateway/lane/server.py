@@ -34,15 +34,16 @@ class UpstreamServer:
 
     Args:
         listener: the socket that clients connect to.
+        parent: it ends when this process, its parent, has gone.
 
     Raises:
         SettingsError: an environment variable that should have a key has none, or there is something else to serve.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        if settings.model is not None or settings.worker:
-            raise SettingsError("a model or workers can't be served beside --upstream: give one of the two")
+    def __init__(self, settings: Settings, listener: socket.socket, parent: int | None = None) -> None:
+        check_upstreams(settings)
         self._settings = settings
+        self._parent = parent
         self._listener = listener
         self._context = Context(
             max_queue=settings.max_queue, max_body=settings.max_body, keys=Keys(client_keys(settings))
@@ -108,9 +109,11 @@ class UpstreamServer:
             self._http.force_exit = True
 
     async def _sweep(self) -> None:
-        """Close clients' connections that nothing comes on: the lane arms no timer for each."""
+        """Close clients' connections that nothing comes on (the lane arms no timer for each); look for the parent."""
         while True:
             await asyncio.sleep(_SWEEP)
+            if self._parent is not None and os.getppid() != self._parent:
+                self._stop.set()
             close_idle(self._http.server_state.connections, perf_counter(), KEEP_ALIVE)
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -128,6 +131,18 @@ class UpstreamServer:
             f"upstream{'' if count == 1 else 's'}: {names})",
             flush=True,
         )
+
+
+def check_upstreams(settings: Settings) -> None:
+    """Look at what belongs to upstreams, before anything is started.
+
+    Raises:
+        SettingsError: an environment variable that should have a key has none, or there is something else to serve.
+    """
+    if settings.model is not None or settings.worker:
+        raise SettingsError("a model or workers can't be served beside --upstream: give one of the two")
+    options(settings)
+    client_keys(settings)
 
 
 def options(settings: Settings) -> UpstreamOptions:

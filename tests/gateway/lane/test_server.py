@@ -57,6 +57,23 @@ def test_it_is_ready_when_an_upstream_is_and_drains_when_told(monkeypatch: pytes
     run(scenario())
 
 
+def test_several_processes_pass_through_on_one_port() -> None:
+    async def scenario() -> None:
+        async with Upstream() as upstream:
+            words = ("--upstream", upstream.url, "--gateway-processes", "2")
+            serving = await asyncio.to_thread(Serving, *words, timeout=30)
+            try:
+                for _ in range(8):  # connections of their own, so that both are met
+                    async with httpx2.AsyncClient(base_url=serving.url) as client:
+                        assert (await client.post("/v1/chat/completions", json=chat())).status_code == 200
+                serving.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(serving.process.wait, 10) == 0
+            finally:
+                await asyncio.to_thread(serving.__exit__, None, None, None)
+
+    run(scenario())
+
+
 def test_a_gateway_without_upstreams_answers_that_there_are_none() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]

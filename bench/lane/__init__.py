@@ -1,0 +1,1 @@
+"""How fast do requests pass through? ``python -m bench.lane`` says, beside the least that a proxy in Python costs."""
