@@ -2,8 +2,9 @@
 
 Two workers whose engine is vLLM answer prompts that begin alike: a few system prompts, and chats that grow by turns.
 Their KV caches are small, so that blocks are evicted all the time. A prefix index follows their KV events, as a gateway
-does. Before a prompt is sent, the index says how much of it the worker has; with the answer, vLLM says how much it
-found. First one request at a time, each after the last one's events; then several at a time, without waiting for any.
+does (`gateway.fleet.kv_events`). Before a prompt is sent, the index says how much of it the worker has; with the
+answer, vLLM says how much it found. First one request at a time, each after the last one's events; then several at a
+time, without waiting for any.
 """
 
 import argparse
@@ -15,22 +16,22 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from bench.engine import make_model
 from bench.machine import CpuMeter, Machine, describe
 from engine.link import Failed, FrameReader, Hello, Output, Sampling, Step, Submit, decode_to_gateway, frame
 from engine.options import VLLM_START
+from gateway.fleet.kv_events import KvEvents
 from scheduler.blocks import chain_hashes, root_hash
-from scheduler.prefix_index import Chain, PrefixIndex, Sequence64, chain, chain_of_digests
+from scheduler.prefix_index import Chain, PrefixIndex, chain, chain_of_digests
 
 WORKERS: Final = 2
 BLOCK: Final = 32
@@ -73,41 +74,27 @@ class Report(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class Follower:
-    """Follows one worker's KV events into the index."""
+class Belief:
+    """What the index is told of one worker, counted."""
 
     name: str
     index: PrefixIndex
-    socket: Any
-    sequence: Sequence64 = field(default_factory=lambda: Sequence64(0))
-    stored: int = 0
-    removed: int = 0
+    blocks_stored: int = 0
+    blocks_removed: int = 0
     heard: float = 0.0
 
-    async def run(self) -> None:
-        """Follow until cancelled.
+    def stored(self, hashes: Sequence[int]) -> None:
+        self.index.stored(self.name, chain(hashes))
+        self.blocks_stored += len(hashes)
+        self.heard = time.monotonic()
 
-        Raises:
-            RuntimeError: events were lost, so that nothing can be said any more.
-        """
-        while True:
-            _, number, payload = await self.socket.recv_multipart()
-            if self.sequence.take(int.from_bytes(number, "big")) != "apply":
-                raise RuntimeError(f"{self.name}: KV events were lost")
-            for event in msgspec.msgpack.decode(payload)[1]:
-                self._apply(event)
-            self.heard = asyncio.get_running_loop().time()
+    def removed(self, hashes: Sequence[int]) -> None:
+        self.index.removed(self.name, chain(hashes))
+        self.blocks_removed += len(hashes)
+        self.heard = time.monotonic()
 
-    def _apply(self, event: dict[str, Any]) -> None:
-        match event["type"]:
-            case "BlockStored":
-                self.index.stored(self.name, chain(event["block_hashes"]))
-                self.stored += len(event["block_hashes"])
-            case "BlockRemoved":
-                self.index.removed(self.name, chain(event["block_hashes"]))
-                self.removed += len(event["block_hashes"])
-            case _:
-                self.index.clear(self.name)
+    def cleared(self) -> None:
+        self.index.clear(self.name)
 
 
 class Link:
@@ -182,10 +169,10 @@ class Chats:
 
 @dataclass(slots=True)
 class Bench:
-    """Links, followers and the index that they feed."""
+    """Links to the workers, and the index that their events feed."""
 
     links: list[Link]
-    followers: list[Follower]
+    beliefs: list[Belief]
     index: PrefixIndex
     chats: Chats
 
@@ -220,11 +207,11 @@ class Bench:
     async def _settle(self) -> None:
         """Wait until nobody has said anything new for a moment."""
         await asyncio.sleep(_QUIET)
-        while asyncio.get_running_loop().time() - max(one.heard for one in self.followers) < _QUIET:
+        while time.monotonic() - max(one.heard for one in self.beliefs) < _QUIET:
             await asyncio.sleep(_QUIET / 4)
 
     def _counts(self) -> tuple[int, int]:
-        return sum(one.stored for one in self.followers), sum(one.removed for one in self.followers)
+        return sum(one.blocks_stored for one in self.beliefs), sum(one.blocks_removed for one in self.beliefs)
 
 
 async def measure(python: str, folder: Path, requests: int, kv_memory: str, seed: int) -> Report:
@@ -238,19 +225,15 @@ async def measure(python: str, folder: Path, requests: int, kv_memory: str, seed
         processes = [stack.enter_context(_worker(python, folder, place, kv_memory)) for place in places]
         links = [await _connect(place, process) for place, process in zip(places, processes, strict=True)]
         hellos = [await link.hello for link in links]
-        context = zmq.asyncio.Context()
         index = PrefixIndex(exact=True)
-        followers = []
-        for number, hello in enumerate(hellos):
-            socket = context.socket(zmq.SUB)
-            socket.setsockopt(zmq.RCVHWM, 0)
-            socket.setsockopt(zmq.SUBSCRIBE, b"")
-            socket.connect(hello.kv_events)
-            index.add(str(number), hello.kv_tokens // BLOCK)
-            followers.append(Follower(str(number), index, socket))
+        beliefs = [Belief(str(number), index) for number in range(WORKERS)]
+        following = []
+        for belief, hello in zip(beliefs, hellos, strict=True):
+            index.add(belief.name, hello.kv_tokens // BLOCK)
+            events = KvEvents(belief.name, hello.kv_events, belief, hello.kv_replay)
+            following.append(asyncio.create_task(events.run()))
         await asyncio.sleep(1)  # a subscription takes its time to arrive
-        following = [asyncio.create_task(one.run()) for one in followers]
-        bench, meter = Bench(links, followers, index, Chats(seed)), CpuMeter()
+        bench, meter = Bench(links, beliefs, index, Chats(seed)), CpuMeter()
         work = asyncio.create_task(_phases(bench, requests))
         done, _ = await asyncio.wait(
             {work, *following, *(link.reading for link in links)}, return_when=asyncio.FIRST_COMPLETED
@@ -260,7 +243,6 @@ async def measure(python: str, folder: Path, requests: int, kv_memory: str, seed
         foreign = meter.read().foreign
         for task in (*following, *(link.reading for link in links)):
             task.cancel()
-        context.destroy(linger=0)
         return Report(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
             machine=describe(),
@@ -280,7 +262,8 @@ async def _phases(bench: Bench, requests: int) -> list[Phase]:
 def _worker(python: str, folder: Path, place: Path, kv_memory: str) -> Iterator["subprocess.Popen[bytes]"]:
     threads = max(1, len(os.sched_getaffinity(0)) // WORKERS)
     options = [
-        *("--listen", f"unix:{place}.sock", "--kv-events", f"ipc://{place}.events", "--kv-memory", kv_memory),
+        *("--listen", f"unix:{place}.sock", "--kv-memory", kv_memory),
+        *("--kv-events", f"ipc://{place}.events", "--kv-replay", f"ipc://{place}.replay"),
         *("--block-size", str(BLOCK), "--threads", str(threads), "--parent-pid", str(os.getpid())),
         *("--vllm-args", '{"enforce_eager": true}'),
     ]
@@ -323,7 +306,7 @@ def markdown(report: Report) -> str:
         f"{report.block_size}; `tiny` in bf16. A prefix index fed by their KV events says before each request how many "
         "of the prompt's tokens the worker has; vLLM's own count comes with the answer.",
         "",
-        "| at a time | requests | prompt tokens | believed cached | found cached | same for | blocks stored / lost |",
+        "| at a time | requests | prompt tokens | believed cached | found cached | same for | blocks in / out |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for phase in report.phases:
@@ -336,8 +319,7 @@ def markdown(report: Report) -> str:
         )
     lines += [
         "",
-        "Several at a time, the index is asked before the events of what was sent just before have come: then vLLM "
-        "finds more than it was believed to have, or, where it had to evict, less.",
+        "One at a time, each request waits for the events of the last one. Several at a time, none waits for any.",
         "",
         f"Measured {report.date} on {report.machine.cpu}, {report.machine.cores} cores ({versions}; others' share of "
         f"the CPU {report.foreign_cpu:.0%}).",

@@ -14,7 +14,10 @@ from typing import Final, Literal
 
 from engine.link import parse_address
 
-VLLM_START: Final = ("-P", "-E", str(Path(__file__).resolve().parent / "vllm" / "__main__.py"))
+VLLM_START: Final = (
+    *("-P", "-E", "-W", "ignore:resource_tracker:UserWarning"),
+    str(Path(__file__).resolve().parent / "vllm" / "__main__.py"),
+)
 """How a Python starts a worker whose engine is vLLM; the worker's options follow. See `engine.vllm.__main__`."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

@@ -43,7 +43,7 @@ def prepare_environment(options: WorkerOptions) -> None:
     """Set the environment variables that vLLM and its processes read. What somebody has set stays as it is."""
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if options.threads:

@@ -167,6 +167,7 @@ class VllmWorker:
     def close(self) -> None:
         """Stop vLLM and let go of everything."""
         if self._vllm is not None:
+            logging.getLogger("vllm").setLevel(logging.ERROR)  # that its engine has to be killed is no news
             self._vllm.llm.shutdown(timeout=_SHUTDOWN)
         self._source.close()
         if self._publisher:
@@ -223,7 +224,8 @@ class VllmWorker:
         self._requests[request.uid] = request
         connection.uids[message.id] = request.uid
         self._meter.begin(request.uid, Tally(len(message.tokens) // 4, message.background))
-        self._heard = max(self._heard, time.monotonic()) if len(self._requests) > 1 else time.monotonic()
+        if len(self._requests) == 1:
+            self._heard = time.monotonic()
         request.task = self._start_task(self._answer(request))
 
     def _fault(self, connection: Connection, message: Submit) -> Fault | None:
@@ -253,7 +255,8 @@ class VllmWorker:
         try:
             await self._pass_on(request, self._vllm)
         except asyncio.CancelledError:
-            await self._vllm.llm.abort(request.name)
+            if not self._ended.done():
+                await self._vllm.llm.abort(request.name)
         except EngineDeadError:
             self._fail_all("vLLM's engine has died; its own messages stand above")
         except (VLLMClientError, ValueError) as error:
@@ -379,6 +382,7 @@ class VllmWorker:
         assert self._vllm is not None
         while True:
             self._check_parent()
+            self._take_messages()  # nobody comes, but a stranger's time may be up
             self._tell_events()
             self._report_load()
             if self._vllm.llm.errored:

@@ -189,7 +189,8 @@ def worker_command(settings: Settings, address: str) -> list[str]:
     if settings.engine == "vllm":
         # By its path, and without PYTHONPATH: that Python's environment may be another one than ours.
         start = Path(__file__).resolve().parents[2] / "engine" / "vllm" / "__main__.py"
-        command = [settings.vllm_python or sys.executable, "-P", "-E", str(start)]
+        quiet = ["-W", "ignore:resource_tracker:UserWarning"]  # said at the end by processes that vLLM leaves to others
+        command = [settings.vllm_python or sys.executable, "-P", "-E", *quiet, str(start)]
     if settings.model is not None:
         command.append(settings.model)
     command += ["--listen", address, "--parent-pid", str(os.getpid())]

@@ -15,7 +15,7 @@ PYTHON = os.environ.get("VLLM_PYTHON", "")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason="VLLM_PYTHON names no Python that has vLLM")]
 
 MODEL = "penstock-demo"
-QUESTION = "Facts: The tower is 40 metres high. It was built in 1890. Question: How high is the tower?"
+QUESTION = "Hello, who are you?"
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def story(client: OpenAI, number: int) -> tuple[str, int]:
 
 def test_the_official_client(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": QUESTION}], max_tokens=30, temperature=0, logprobs=True,
+        model=MODEL, messages=[{"role": "user", "content": QUESTION}], max_tokens=80, temperature=0, logprobs=True,
         top_logprobs=2,
     )  # fmt: skip
     said = answer.choices[0]
