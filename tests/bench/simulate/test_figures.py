@@ -47,7 +47,7 @@ def test_the_greedy_tenant_sends_what_it_should() -> None:
 
 def test_a_case_has_a_knee_and_a_table() -> None:
     said: list[str] = []
-    case = run_case(JUDGE, Source("small", None, 300, 1.0), said.append, ["ours", "fcfs-2048"])
+    case = run_case(JUDGE, Source("small", None, 100, 2.0), said.append, ["ours", "fcfs-2048"])
     ours, other = case.rows
     assert ours.knee.goodput == max(point.goodput for point in ours.points if point.keeps_up)
     assert ours.equal.rate == other.knee.rate == other.equal.rate
