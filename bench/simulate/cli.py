@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="keep the requests (records.jsonl), the summary (summary.json, summary.txt), the fleet over time "
-        "(series.json) and the report in this folder; with --calibrate, --figures and --validate, the file to write. "
+        "(series.json) and the report in this folder; with --calibrate, --validate and figures, the file to write. "
         "Default: only print the summary",
     )
     _add_modes(parser)
@@ -176,6 +176,14 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="--validate: how often everything is measured; medians count (default: 5)",
     )
+    group.add_argument(
+        "--placement-figures",
+        type=Path,
+        nargs="*",
+        metavar="TRACE",
+        help="compare all ways of placing requests on --workers, others' as well, on these traces and on made-up "
+        "chats; a quarter of an hour for one trace, 8 workers and 700 --requests (which are for each 8 workers)",
+    )
     parser.add_argument(
         "--model",
         metavar="FOLDER",
@@ -197,6 +205,8 @@ def run(args: argparse.Namespace) -> int:
             return _validate(args)
         if args.figures is not None:
             return _figures(args)
+        if args.placement_figures is not None:
+            return _placement_figures(args)
         return _simulate(args)
     except (ModelFault, UnsupportedModel, OSError) as error:
         return _fail(str(error), 1)
@@ -304,6 +314,21 @@ def _figures(args: argparse.Namespace) -> int:
     found = sources(args.figures, args.requests, machine, args.most_input, args.most_output)
     result = compare(judge, found, _say, names)
     return _keep(args.out, result, page(result))
+
+
+def _placement_figures(args: argparse.Namespace) -> int:
+    from bench.simulate.machines import find
+    from bench.simulate.placement_figures import Judge, judged, page
+
+    judge = Judge(
+        machine=_altered(find(args.machine), args),
+        config=setting_of(args).config,
+        workers=max(args.workers, 2),
+        requests=args.requests or 700,
+        seed=args.seed,
+    )
+    cases = judged(judge, args.placement_figures, _say)
+    return _keep(args.out, cases, page(judge.machine, cases, args.scheduling))
 
 
 def _keep(out: Path | None, result: Any, page: str) -> int:

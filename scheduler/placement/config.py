@@ -44,11 +44,11 @@ class PlacementConfig:
     ageing: float = 0.2
     work_left: float = 0.15
     kv_share: float = 0.95
-    patience: float = 2.0
+    patience: float = 0.5
     quantum: float = 2.0
     window: int = 16
     refresh: float = 0.05
-    step: float = 0.05
+    step: float = 0.25
     settle: float = 1.0
 
     def __post_init__(self) -> None:

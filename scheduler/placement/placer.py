@@ -14,13 +14,15 @@ from scheduler.placement.config import PlacementConfig
 from scheduler.placement.job import Decision, Job, Placed, Refused
 from scheduler.placement.policies import BY_NAME, Policy
 from scheduler.placement.turns import Turns
-from scheduler.placement.worker import Report, Sent, Worker, WorkerInfo
+from scheduler.placement.worker import Report, Sent, Worker, WorkerInfo, pool
 from scheduler.prefix_index import Chain, PrefixIndex
 
 # How many blocks are remembered of a worker whose cache's size isn't known.
 _BLOCKS = 65_536
 _LEAST_WEIGHT = 0.01
 _RETRY = 1.0
+# Seconds from one look at how fast the workers are to the next.
+_POOLING = 0.25
 # So many jobs that don't fit a worker's KV, and none behind them is tried.
 _TRIES = 4
 
@@ -64,6 +66,7 @@ class Placer:
         # Something happened since the last decision; and when to decide anyway.
         self._changed = True
         self._look_at = inf
+        self._pooled = -inf
         self._use = 0.0
         self._used_at = 0.0
 
@@ -186,11 +189,10 @@ class Placer:
             return []
         self._changed = False
         workers = [worker for worker in self.workers.values() if worker.ready]
-        known = next((worker.speed for worker in workers if worker.known), None)
+        if now >= self._pooled + _POOLING:
+            pool(workers)
+            self._pooled = now
         for worker in workers:
-            if known is not None and not worker.known:
-                # Until a newcomer is known it is taken to be like the others.
-                worker.speed = known
             worker.reckon(self.config.step, self.config.decode)
         if self._policy.holds:
             decisions = [*self._refuse(workers, now), *self._release(workers, now)]

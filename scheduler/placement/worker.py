@@ -1,6 +1,8 @@
 """How much work does a worker have, and how long will more of it take? From what it says, or from what we sent it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 from scheduler.placement.job import Job
@@ -8,11 +10,13 @@ from scheduler.steptime import Coefficients
 
 # Before anything is known of a worker: a GPU that prefills 20,000 tokens/s.
 GUESS = Coefficients(step=5e-3, token=5e-5, context=3e-8, pair=0.0, request=0.0)
-# Seconds in which a worker had prompts to read that make a measurement, and how much a new one counts.
-_SAMPLE = 0.5
-_LEARNING = 0.3
-# A worker that says it is more than so many times as fast as it was seen to be is not believed.
+# Seconds in which a worker had prompts to read: what a measurement needs, and after which older ones count half.
+_LEAST = 1.0
+_SPAN = 20.0
+# Workers that say they are more than so many times as fast as they were seen to be are not believed.
 _BOAST = 4.0
+# So many times slower or faster than the others, and a worker is another machine.
+_UNLIKE = 3.0
 _MOST_SLOWED = 5.0
 
 
@@ -93,10 +97,9 @@ class Worker:
         "_reading",
         "_reported",
         "_since",
+        "_slowed",
         "_unseen",
         "info",
-        "known",
-        "measured",
         "need",
         "ready",
         "said",
@@ -112,11 +115,8 @@ class Worker:
         self.ready = True
         # Below 1 in a slow start: it counts as that much slower.
         self.weight = 1.0
-        # The seconds of its steps, and whether they are known rather than guessed; and the seconds a prompt token that
-        # it was seen to take, 0 before that.
+        # The seconds of its steps, see `pool`.
         self.speed = info.speed or GUESS
-        self.known = info.speed is not None
-        self.measured = 0.0
         self.said = Report()
         self.sent: dict[int | str, Sent] = {}
         # Of our own jobs there: those that decode and their tokens; KV that all will need; prompt tokens to compute.
@@ -126,11 +126,11 @@ class Worker:
         self.tokens = 0
         # Prompt tokens that were ever sent there and were not believed cached.
         self.taken = 0
-        # Since the last measurement: seconds in which there was something to read, and tokens that were.
+        # Seconds in which there was something to read, and tokens that were.
         self._busy = 0.0
-        self._done = 0
+        self._done = 0.0
         self._looked = now
-        self._pace = 1.0
+        self._pace = self._slowed = 1.0
         self._reading = 0.0
         self._reported = now
         # Seconds of prefill of our jobs that have no first token yet; since when that hasn't been looked at.
@@ -214,17 +214,15 @@ class Worker:
         if decoding:
             decode = speed.step + speed.context * self.context + speed.request * decoding
             slowed = min(1 + decode / max(step - decode, 0.25 * decode), _MOST_SLOWED)
+        self._slowed = slowed
         self._pace = slowed / self.weight
 
     def work_left(self, now: float) -> float:
         """Seconds of prefill that it has still to do, in a slow start as if it were that much slower."""
-        report = self.said
-        if report.backlog is not None:
-            said = report.backlog
-            if report.waiting_tokens:
-                said = max(said, report.waiting_tokens * self.speed.token)
-            left = max(0.0, said - (now - self._reported))
-            left += sum(one.work for one in self._unseen.values())
+        if self.said.waiting_tokens is not None:
+            left = self._slowed * self.speed.token * self.unread
+        elif self.said.backlog is not None:
+            left = self.said.backlog + sum(one.work for one in self._unseen.values())
         else:
             left = max(0.0, self._pending - max(0.0, now - self._since)) if self._pending else 0.0
         return left / self.weight
@@ -280,9 +278,6 @@ class Worker:
         self._reported = now
         looked = now - report.age
         self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
-        if report.speed is not None:
-            self.speed = self._believed(report.speed)
-            self.known = True
 
     def _read(self, sent: Sent, now: float) -> None:
         """A job's prompt is computed, or no longer wanted; the work of those before it was done meanwhile."""
@@ -293,21 +288,34 @@ class Worker:
         self._since = now
 
     def _count(self, now: float) -> None:
-        """Measure how fast it reads prompts, over the time in which it has some."""
+        """Measure how fast it reads prompts: over the time in which it has some, the latest counting most."""
         if self.tokens:
             self._busy += now - self._looked
         self._looked = now
-        if self._busy < _SAMPLE or not self._done:
-            return
-        token = self._busy / self._done
-        self.measured = token if not self.measured else self.measured + _LEARNING * (token - self.measured)
-        self._busy, self._done = 0.0, 0
-        if self.said.speed is not None:
-            self.speed = self._believed(self.said.speed)
-        elif self.info.speed is None:
-            self.speed = self.speed._replace(token=self.measured, pair=0.0)
-            self.known = True
+        if self._busy > _SPAN:
+            self._busy *= 0.5
+            self._done *= 0.5
 
-    def _believed(self, speed: Coefficients) -> Coefficients:
-        """What it says of its speed, within reason: a bad fit by which prompts cost nothing would attract all of them."""
-        return speed._replace(token=max(speed.token, self.measured / _BOAST)) if self.measured else speed
+    def measured(self) -> float:
+        """Seconds that a prompt token was seen to take it; 0 before it has had enough to read to tell."""
+        return self._busy / self._done if self._busy > _LEAST and self._done else 0.0
+
+
+def pool(workers: Sequence[Worker]) -> None:
+    """Set how fast workers are: all alike, but for one that was seen to be much slower or faster than the others.
+
+    What a worker learns of its own steps is good for predicting them, but two fits of equal machines may share the
+    seconds out quite differently, and the one that makes prompts look cheap would attract them. Their medians are
+    better for comparing workers.
+    """
+    said = [speed for worker in workers if (speed := worker.said.speed or worker.info.speed) is not None]
+    seen = [worker.measured() for worker in workers]
+    measured = [token for token in seen if token]
+    usual = median(measured) if measured else 0.0
+    speed = Coefficients(*map(median, zip(*said, strict=True))) if said else GUESS._replace(token=usual or GUESS.token)
+    if usual:
+        speed = speed._replace(token=max(speed.token, usual / _BOAST))
+    for worker, token in zip(workers, seen, strict=True):
+        times = token / usual if token else 1.0
+        alike = 1 / _UNLIKE <= times <= _UNLIKE
+        worker.speed = speed if alike else speed._replace(token=times * speed.token, pair=times * speed.pair)

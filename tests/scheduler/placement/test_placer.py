@@ -348,4 +348,4 @@ def test_every_job_is_decided_once_and_nothing_of_it_is_left(
     placer.decide(now + 2)
     assert placer.waiting == 0
     for worker in placer.workers.values():
-        assert not worker.sent and worker.tokens == worker.need == 0 and worker.work_left(now + 10) == 0
+        assert not worker.sent and worker.tokens == worker.need == worker.unread == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from scheduler.placement import Report, Worker
-from scheduler.placement.worker import Sent
+from scheduler.placement.worker import GUESS, Sent, pool
 from scheduler.steptime import Coefficients
 from tests.scheduler.placement.fleets import SPEED, info, job
 
@@ -42,8 +42,8 @@ def test_a_report_is_believed_and_what_it_cannot_know_is_added() -> None:
     worker.report(
         Report(backlog=0.5, waiting_tokens=4000, waiting=3, running=4, kv_used=900, kv_total=5000, age=0.05), 1.1
     )
-    assert worker.work_left(1.1) == pytest.approx(0.7)
-    assert worker.work_left(1.3) == pytest.approx(0.5)
+    # Tokens are what workers can be compared by; and nothing is guessed of the time since.
+    assert worker.work_left(1.1) == worker.work_left(1.3) == pytest.approx(0.6)
     assert (worker.requests, worker.unread) == (8, 6000)
     assert worker.kv_total == 5000
     # Our own need is more than it holds by now.
@@ -96,37 +96,54 @@ def test_room_is_what_jobs_will_need() -> None:
     assert Worker(info("b", kv_tokens=0), 0.0).fits(10**9, 0.95)
 
 
+def read(worker: Worker, token: float, rounds: int = 50) -> None:
+    """Two prompts at a time are read at so many seconds a token, with pauses that count for nothing."""
+    now = 0.0
+    for uid in range(0, 2 * rounds, 2):
+        for one in (uid, uid + 1):
+            worker.take(sent(one, 1000, now))
+        now += 2000 * token
+        for one in (uid, uid + 1):
+            worker.begun(one, now)
+            worker.ended(one, now)
+        now += 7.0
+
+
 def test_how_fast_a_silent_worker_is_shows_in_its_first_tokens() -> None:
     worker = Worker(info("a", speed=None), 0.0)
-    now = 0.0
-    assert not worker.known
-    for uid in range(0, 100, 2):
-        # Two at once are read in one go, and the time without anything to read counts for nothing.
-        worker.take(sent(uid, 1000, now))
-        worker.take(sent(uid + 1, 1000, now))
-        now += 0.5
-        worker.begun(uid, now)
-        worker.begun(uid + 1, now)
-        worker.ended(uid, now)
-        worker.ended(uid + 1, now)
-        now += 7.0
-    assert worker.known
-    assert worker.speed.token == pytest.approx(2.5e-4, rel=0.01)
+    assert worker.measured() == 0.0
+    pool([worker])
+    assert worker.speed == GUESS
+    read(worker, 2.5e-4)
+    pool([worker])
+    assert worker.speed.token == pytest.approx(2.5e-4, rel=0.05)
 
 
-def test_a_worker_that_boasts_is_not_believed() -> None:
+def test_equal_machines_are_compared_by_equal_figures() -> None:
+    workers = [Worker(info(name), 0.0) for name in "abc"]
+    for worker, token in zip(workers, (0.0, 3e-5, 5e-5), strict=True):
+        worker.report(Report(speed=SPEED._replace(token=token)), 0.0)
+    pool(workers)
+    assert {worker.speed.token for worker in workers} == {3e-5}
+
+
+def test_a_machine_that_is_another_is_told_from_noise() -> None:
+    workers = [Worker(info(name), 0.0) for name in "abcd"]
+    for worker, token in zip(workers, (1e-4, 1.1e-4, 2e-4, 1e-3), strict=True):
+        read(worker, token)
+    pool(workers)
+    assert [worker.speed.token for worker in workers[:3]] == [1e-4] * 3
+    assert workers[3].speed.token == pytest.approx(1e-4 * 1e-3 / 1.55e-4, rel=0.1)
+
+
+def test_workers_that_boast_are_not_believed() -> None:
     worker = Worker(info("a"), 0.0)
-    worker.report(Report(speed=SPEED._replace(token=0.0), backlog=0.0, waiting_tokens=8000), 0.0)
+    worker.report(Report(speed=SPEED._replace(token=0.0)), 0.0)
+    pool([worker])
     assert worker.work(1000, 0) == 0.0
-    now = 0.0
-    for uid in range(10):
-        worker.take(sent(uid, 1000, now))
-        now += 0.4
-        worker.begun(uid, now)
-    assert worker.work(1000, 0) == pytest.approx(0.1)
-    assert worker.work_left(0.0) == pytest.approx(0.8)
-    worker.report(Report(speed=SPEED, backlog=0.0), now)
-    assert worker.speed == SPEED
+    read(worker, 4e-4)
+    pool([worker])
+    assert worker.work(1000, 0) == pytest.approx(0.1, rel=0.05)
 
 
 def test_in_a_slow_start_there_is_more_left() -> None:
