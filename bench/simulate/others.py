@@ -6,6 +6,7 @@ some follow KV events (`News.exact`). Those that remember what they sent do so f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 from bench.simulate.gateway import CHAIN, News
@@ -56,7 +57,7 @@ def by_prefix(job: Job, workers: Sequence[Worker], hits: Mapping[str, int], turn
 
 def by_bounded_prefix(job: Job, workers: Sequence[Worker], hits: Mapping[str, int], turn: int) -> Sequence[Worker]:
     """The same, but nobody gets more than 1.25 times the mean (Mirrokni, Thorup and Zadimoghaddam 2018)."""
-    most = _BOUND * (sum(map(_requests, workers)) + 1) / len(workers)
+    most = ceil(_BOUND * (sum(map(_requests, workers)) + 1) / len(workers))
     for worker in ring(job, workers, _beginning(job, workers)):
         if _requests(worker) + 1 <= most:
             return (worker,)
