@@ -328,9 +328,9 @@ class Placer:
             if blocks is not None:
                 for worker, count in index.match(blocks).items():
                     hits[worker] = min(count * self.workers[worker].info.block_tokens, job.prompt_tokens)
-        entry.work = min(
-            (one.work(job.prompt_tokens, hits.get(one.name, 0)) for one in self.workers.values()), default=0.0
-        )
+        if self._policy.holds:
+            workers = self.workers.values()
+            entry.work = min((one.work(job.prompt_tokens, hits.get(one.info.name, 0)) for one in workers), default=0.0)
 
     def _able(self, job: Job, workers: list[Worker]) -> list[Worker]:
         return [worker for worker in workers if worker.name not in job.excluded] if job.excluded else workers
