@@ -18,7 +18,7 @@ from gateway.fleet.upstream.connection import Connection, Fault
 from gateway.fleet.upstream.target import Target
 from gateway.lane import heads
 from gateway.lane.placing import NO_PROMPT, Prompt
-from gateway.lane.scan import NO_TALLY, TAIL, skim, tally
+from gateway.lane.scan import NO_TALLY, Tally, skim, tally, tally_whole
 from gateway.lane.stream import Stream
 from gateway.telemetry.metrics import ModelMetrics, Outcome
 from gateway.wire import errors
@@ -163,15 +163,16 @@ class Exchange:
         self._body = body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         authorization = self._read_headers()
-        if lane.context.draining:
+        context = lane.context
+        if context.draining:
             raise lane.shutting_down()
-        lane.context.keys.check(authorization)
+        context.keys.check(authorization)
         skimmed = skim(body)
         ready = lane.ready(skimmed.model, self._received)
         self.model = skimmed.model
         self.label = label = skimmed.model if ready[0].models else ""  # names that clients make up are no labels
-        self.counters = lane.context.metrics.model(self.endpoint, label)
-        lane.enter_queue()
+        self.counters = context.metrics.model(self.endpoint, label)
+        context.queued += 1
         self._queued = True
         self.prompt = prompt = lane.prompt(skimmed)
         self._send(lane.placing.choose(ready, prompt, self._received))
@@ -180,10 +181,10 @@ class Exchange:
 
     def _read_headers(self) -> bytes:
         """Note what goes on and the request's id; the client's ``Authorization``."""
-        passed = heads.passed(self.headers, self._lane.passes_keys)
-        self._forwarded = passed.lines
-        self.request_id = passed.request_id or self._lane.new_id()
-        return passed.authorization
+        lane = self._lane
+        self._forwarded, authorization, request_id = heads.passed(self.headers, lane.passes_keys)
+        self.request_id = request_id or lane.new_id()
+        return authorization
 
     # Attempts
 
@@ -197,7 +198,8 @@ class Exchange:
 
     def _send_on(self, connection: Connection) -> None:
         target = connection.target
-        target.breaker.began()
+        if target.breaker.tripped:
+            target.breaker.began()
         self._attempts.append(connection)
         body = self._body
         connection.send(
@@ -267,7 +269,7 @@ class Exchange:
         if self._stream is not None:
             self._stream.add(data, ended)
             if ended:
-                self._finish(connection, self._stream.tail)
+                self._end_stream(connection, self._stream)
         elif ended:
             self._answer(connection, data)
         else:
@@ -331,7 +333,7 @@ class Exchange:
             self._close_attempts(but=connection)
         if self._queued:
             self._queued = False
-            self._lane.leave_queue()
+            self._lane.context.queued -= 1
         streamed = connection.content_type.startswith(b"text/event-stream")
         if streamed:
             self._stream = self._begin(connection, events=True)
@@ -339,17 +341,14 @@ class Exchange:
 
     def _begin(self, connection: Connection, *, events: bool) -> Stream:
         self._keep_alive = self._keep_alive and self._chunked
-        return Stream(self._client, self._head(connection, None), events=events, chunked=self._chunked)
-
-    def _head(self, connection: Connection, length: int | None) -> bytes:
-        return heads.response(
+        head = heads.response(
             connection.status,
             connection.headers,
             self.request_id,
-            length=length,
             chunked=self._chunked,
             keep_alive=self._keep_alive,
         )
+        return Stream(self._client, head, events=events, chunked=self._chunked)
 
     def _keep(self, connection: Connection, data: bytes) -> None:
         """Keep a part of an answer that is no stream, or begin to send it on if it is long."""
@@ -370,19 +369,30 @@ class Exchange:
             self._drop(connection)
             self._fail(replaced)
             return
-        self._client.write(self._head(connection, len(data)) + data)
-        self._finish(connection, data[-TAIL:])
+        head = heads.response(
+            status, connection.headers, self.request_id, len(data), chunked=self._chunked, keep_alive=self._keep_alive
+        )
+        self._client.write(head + data)
+        self._finish(connection, tally_whole(data) if status == 200 else NO_TALLY)
 
-    def _finish(self, connection: Connection, tail: bytes) -> None:
-        """The answer is complete, and ``tail`` its end."""
+    def _end_stream(self, connection: Connection, stream: Stream) -> None:
+        """The last of a stream has been sent on."""
+        tail = stream.tail
+        if connection.framed or tail.rstrip().endswith(b"[DONE]"):
+            self._finish(connection, tally(tail))
+            return
+        # Without framing, the end of the connection tells the end of an answer from nothing.
+        self._drop(connection)
+        self._lane.target_failed(connection.target, connection.last)
+        self._client.abort()
+        self._end(connection.status, "failed")
+
+    def _finish(self, connection: Connection, tally: Tally) -> None:
+        """The answer is complete."""
         self._drop(connection)
         status = connection.status
-        if self._stream is not None and not connection.framed and not tail.rstrip().endswith(b"[DONE]"):
-            self._lane.target_failed(connection.target, connection.last)
-            self._client.abort()  # the end of a connection tells the end of an answer from nothing
-            self._end(status, "failed")
-            return
-        self._lane.answered(self, connection, tally(tail) if status == 200 else NO_TALLY)
+        if tally is not NO_TALLY:
+            self._lane.count(self, tally)
         self._end(status, "ok" if status < 400 else outcome(status))
         self._client.done(not self._keep_alive)
 
@@ -412,7 +422,7 @@ class Exchange:
     def _end(self, status: int, outcome: Outcome) -> None:
         if self._queued:
             self._queued = False
-            self._lane.leave_queue()
+            self._lane.context.queued -= 1
         self._lane.ended(self, status, outcome, perf_counter() - self._received)
 
 

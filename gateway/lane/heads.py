@@ -2,7 +2,7 @@
 
 import re
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final
 
 from gateway.wire import errors
 
@@ -21,19 +21,12 @@ _PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
 _STATUS: Final = {code: f"HTTP/1.1 {code} {_PHRASES.get(code, '')}\r\n".encode() for code in range(100, 600)}
 
 
-class Passed(NamedTuple):
-    """What is taken from a request's headers: what goes on, as bytes; the value of ``Authorization``; the client's id.
+def passed(headers: Headers, with_key: bool) -> tuple[bytes, bytes, bytes]:
+    """Sort a request's headers: the lines that go on, the value of ``Authorization``, and the client's id.
 
-    The id is empty where there is none that can stand in a header and a log line.
+    The id is empty where there is none that can stand in a header and a log line. ``with_key``: ``Authorization`` goes
+    on as well.
     """
-
-    lines: bytes
-    authorization: bytes
-    request_id: bytes
-
-
-def passed(headers: Headers, with_key: bool) -> Passed:
-    """Sort a request's headers. ``with_key``: ``Authorization`` goes on as well."""
     parts: list[bytes] = []
     authorization = request_id = b""
     for name, value in headers:
@@ -45,11 +38,11 @@ def passed(headers: Headers, with_key: bool) -> Passed:
                 parts += (name, b": ", value, b"\r\n")
         elif name == b"x-request-id" and _REQUEST_ID(value):
             request_id = value
-    return Passed(b"".join(parts), authorization, request_id)
+    return b"".join(parts), authorization, request_id
 
 
 def response(
-    status: int, headers: Headers, request_id: bytes, *, length: int | None, chunked: bool, keep_alive: bool
+    status: int, headers: Headers, request_id: bytes, length: int | None = None, *, chunked: bool, keep_alive: bool
 ) -> bytes:
     """The head of an answer that a target gave. Without ``length``, chunks follow, or bytes until the end."""
     parts = [_STATUS[status]]

@@ -115,12 +115,6 @@ class Lane:
             raise errors.overloaded(1.0)
         return found
 
-    def enter_queue(self) -> None:
-        self.context.queued += 1
-
-    def leave_queue(self) -> None:
-        self.context.queued -= 1
-
     def prompt(self, skimmed: Skimmed) -> Prompt:
         """What placement looks at."""
         text = memoryview(skimmed.messages or skimmed.prompt or skimmed.input)
@@ -178,8 +172,8 @@ class Lane:
         if streamed and exchange.counters is not None:
             exchange.counters.first_token.observe(seconds)
 
-    def answered(self, exchange: Exchange, connection: Connection, tally: Tally) -> None:
-        """The answer is complete."""
+    def count(self, exchange: Exchange, tally: Tally) -> None:
+        """Note what a complete answer says of itself."""
         metrics = exchange.counters
         if metrics is not None and (tally.prompt_tokens or tally.output_tokens):
             metrics.prompt_tokens.inc(tally.prompt_tokens)

@@ -122,9 +122,11 @@ class CacheAware:
         best, least, best_hit = targets[0], inf, 0
         for target in targets[turn:] + targets[:turn]:  # in turn, where nothing tells them apart
             hit = _COVERED[found(target.name, 0)]
-            cost = target.unread + price * (size - hit) + _PER_REQUEST * (target.in_flight + target.foreign)
+            cost = target.backlog + price * (size - hit)
+            if target.foreign:
+                cost += _PER_REQUEST * target.foreign
             if target.breaker.slow:
-                cost *= target.handicap(now)
+                cost = (cost + _PER_REQUEST) * target.handicap(now)
             if cost < least:
                 best, least, best_hit = target, cost, hit
         self._hit = best_hit
@@ -134,17 +136,18 @@ class CacheAware:
 
     def sent(self, connection: Connection, prompt: Prompt) -> None:
         connection.ticket = work = prompt.size - self._hit
-        connection.target.unread += work
+        connection.target.backlog += work + _PER_REQUEST
         self._waiting += 1
 
     def answered(self, connection: Connection) -> None:
-        connection.target.unread -= connection.ticket
+        connection.target.backlog -= connection.ticket
         connection.ticket = -1
         self._waiting -= 1
 
     def ended(self, connection: Connection) -> None:
         if connection.ticket >= 0:
             self.answered(connection)
+        connection.target.backlog -= _PER_REQUEST
 
     def added(self, target: Target) -> None:
         if len(self._indexed) < WORKERS:

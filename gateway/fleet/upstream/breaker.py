@@ -53,6 +53,11 @@ class Breaker:
         """Seconds until a trial is possible; 0 where one is."""
         return 0.0 if self._opened is None else max(0.0, self._opened + self._next_pause - now)
 
+    @property
+    def tripped(self) -> bool:
+        """Whether it is not closed: whoever sends a request must say `began`."""
+        return self._opened is not None
+
     def began(self) -> None:
         if self._opened is not None:
             self._trial = True

@@ -54,8 +54,8 @@ class Target:
         self.in_flight = 0
         self.foreign = 0.0
         """Requests that it has from others, by its own metrics."""
-        self.unread = 0
-        """Bytes of prompts that it has to compute for us, by placement's reckoning."""
+        self.backlog = 0
+        """What it has to do for us, by placement's reckoning, in bytes of prompts."""
         self.up = False
         """Whether it answered the last probe."""
         self.draining = False
@@ -97,7 +97,7 @@ class Target:
         idle = self._idle
         while idle and not fresh:
             found = idle.pop()
-            if found.usable:
+            if found.transport is not None and not found.transport.is_closing():
                 found.reused = True
                 return found
         return Connection(self)

@@ -98,15 +98,15 @@ def test_one_prefix_for_all_does_not_melt_one_target() -> None:
     assert min(share) >= 8
     for connection in under_way:
         fleet.end(connection)
-    assert all(target.unread == 0 for target in fleet.targets)
+    assert all(target.backlog == 0 for target in fleet.targets)
 
 
 def test_what_ends_without_an_answer_is_no_longer_counted() -> None:
     fleet = Fleet(2)
     connection = fleet.send(conversation(1))
-    assert connection.target.unread == 8000
+    assert connection.target.backlog >= 8000
     fleet.placing.ended(connection)
-    assert connection.target.unread == 0
+    assert connection.target.backlog == 0
 
 
 def test_a_target_in_its_slow_start_gets_less() -> None:
@@ -139,7 +139,7 @@ def test_every_policy_places_and_accounts(policy: str) -> None:
     for connection in under_way:
         share[connection.target.name] += 1
     assert sum(share.values()) == len(under_way)
-    if policy != "session":
+    if policy in ("held", "immediate", "round-robin", "two-choices"):
         assert min(share.values()) > 0
     for connection in under_way:
         fleet.end(connection)
@@ -171,6 +171,6 @@ def test_policies_work_through_the_lane_while_targets_die(policy: str) -> None:
             answers = await asyncio.gather(*(gateway.post(chat("x" * 50 * n, stream=bool(n % 2))) for n in range(60)))
             assert [answer.status for answer in answers] == [200] * 60
             await until(lambda: all(target.in_flight == 0 for target in gateway.targets))
-            assert all(target.unread == 0 for target in gateway.targets)
+            assert all(target.backlog == 0 for target in gateway.targets)
 
     run(scenario())
