@@ -7,18 +7,51 @@ event a map with a ``type``. Somebody who sees a gap in the sequence asks the RO
 sequence is -1. Format: vllm/distributed/kv_events.py (vLLM 0.32), as seen on the wire.
 """
 
+import sys
 import time
+from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import msgspec
 import zmq
 
+from engine.link import Blocks
 from scheduler.blocks import AllBlocksCleared, BlockEvent, BlockRemoved, BlockStored
 
 _REMEMBERED = 10_000
 _END = (-1).to_bytes(8, "big", signed=True)
+
+
+def changes_of(events: Sequence[BlockEvent]) -> Blocks:
+    """What these events come to, as the link says it."""
+    there: dict[int, bool] = {}
+    cleared = False
+    for event in events:
+        match event:
+            case BlockStored(hashes=hashes):
+                for known in hashes:
+                    there.pop(known, None)  # to the end: behind its parent, which is there
+                    there[known] = True
+            case BlockRemoved(hashes=hashes):
+                there.update(dict.fromkeys(hashes, False))
+            case AllBlocksCleared():
+                there.clear()
+                cleared = True
+    return Blocks(
+        cleared,
+        removed=packed(known for known, stored in there.items() if not stored),
+        stored=packed(known for known, stored in there.items() if stored),
+    )
+
+
+def packed(hashes: Iterable[int]) -> bytes:
+    """Hashes of 64 bits, little-endian, one after the other."""
+    words = array("Q", hashes)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
 
 
 class KvEventPublisher:

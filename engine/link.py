@@ -121,6 +121,10 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Finish what was submitted, refuse what comes, then exit with status 0."""
 
 
+class Follow(msgspec.Struct, frozen=True, tag="follow"):
+    """Say from now on which blocks the prefix cache has: first all that it has now. For workers that can ``blocks``."""
+
+
 class Progress(msgspec.Struct, frozen=True, omit_defaults=True, tag="progress"):
     """The worker is still starting: ``done`` of ``total`` units (bytes, kernels) of ``stage``."""
 
@@ -174,7 +178,7 @@ class PromptScores(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: bytes
 
 
-class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """What one step brought one request: its new tokens, each with log-probability and entropy (nats).
 
     The log-probability and the entropy are those of the model's own distribution, before temperature and filters.
@@ -234,6 +238,18 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True, tag="load"):
     draining: bool = False
 
 
+class Blocks(msgspec.Struct, frozen=True, omit_defaults=True, tag="blocks"):
+    """What became of the prefix cache's blocks since the last of these, in the order of the fields.
+
+    Blocks are known by the 64 bits of `scheduler.blocks.short_hash`, little-endian, one after the other; parents come
+    before their children. What came and went in between isn't mentioned.
+    """
+
+    cleared: bool = False
+    removed: bytes = b""
+    stored: bytes = b""
+
+
 class Failed(msgspec.Struct, frozen=True, omit_defaults=True, tag="failed"):
     """A request that ends without an answer, and why, in words for the person who sent it."""
 
@@ -265,8 +281,8 @@ class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
     proof: bytes
 
 
-ToWorker = Submit | Abort | Drain | Proof | LoadAdapter
-ToGateway = Progress | Hello | Step | Load | Failed | Challenge | Welcome
+ToWorker = Submit | Abort | Drain | Proof | LoadAdapter | Follow
+ToGateway = Progress | Hello | Step | Load | Failed | Challenge | Welcome | Blocks
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

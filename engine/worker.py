@@ -28,14 +28,16 @@ from engine.compiling import Compiling
 from engine.config import ModelFault
 from engine.connections import Connection, listen
 from engine.engine import Engine
-from engine.events import KvEventPublisher
+from engine.events import KvEventPublisher, changes_of, packed
 from engine.heartbeat import EVERY, Heartbeat
 from engine.job import Job
 from engine.link import (
     PROTOCOL,
     Abort,
+    Blocks,
     Drain,
     Failed,
+    Follow,
     Hello,
     Load,
     LoadAdapter,
@@ -74,6 +76,7 @@ class Worker:
         self._options = options
         self._draining = False
         self._owners: dict[int, tuple[Connection, int]] = {}
+        self._followers: set[Connection] = set()
         self._next_uid = 0
         self._last_load: Load | None = None
         self._load_due = 0.0
@@ -114,8 +117,8 @@ class Worker:
                 if outcome is not None:
                     self._publish(outcome)
                 self._report_load()
+                self._tell_of_blocks()
                 if self._events:
-                    self._events.publish(self._engine.take_events())
                     self._events.serve_replays()
         except _ParentGone as gone:
             log.warning("%s: stopping", gone)
@@ -140,6 +143,8 @@ class Worker:
                     self._connections.send(connection, Failed(message.id, "invalid_request", why))
                 case Drain():
                     self.drain()
+                case Follow():
+                    self._follow(connection)
         for connection in self._connections.arrived:
             self._greet(connection)
         self._connections.arrived.clear()
@@ -148,7 +153,24 @@ class Worker:
                 self._engine.abort(uid)
                 del self._owners[uid]
             connection.uids.clear()
+            self._followers.discard(connection)
         self._connections.closed.clear()
+
+    def _follow(self, connection: Connection) -> None:
+        pool = self._engine.pool
+        pool.record_events()
+        self._followers.add(connection)
+        self._connections.send(connection, Blocks(True, stored=packed(pool.cached())))
+
+    def _tell_of_blocks(self) -> None:
+        """Tell everybody who follows what became of blocks."""
+        events = self._engine.take_events()
+        if self._events:
+            self._events.publish(events)
+        if events and self._followers:
+            changes = changes_of(events)
+            for connection in self._followers:
+                self._connections.send(connection, changes)
 
     def _wait(self) -> float:
         """Seconds to sleep at most before the next look around."""
@@ -312,7 +334,7 @@ class Worker:
             defaults=dict(engine.config.defaults),
             kv_events=self._events.endpoint if self._events else "",
             kv_replay=self._events.replay_endpoint if self._events else "",
-            capabilities=("grammar",) if engine.grammars else (),
+            capabilities=("blocks", "grammar") if engine.grammars else ("blocks",),
             embedding_size=engine.config.hidden_size,
             heartbeat=EVERY,
         )

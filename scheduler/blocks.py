@@ -279,6 +279,10 @@ class BlockPool:
         if self._events is None:
             self._events = []
 
+    def cached(self) -> list[int]:
+        """The hashes of all blocks that can be found, in 64 bits, parents before their children."""
+        return [short_hash(digest) for digest in self._found]
+
     def take_events(self) -> list[BlockEvent]:
         """What became of blocks since the last call, in order. Always empty unless events are recorded."""
         events = self._events

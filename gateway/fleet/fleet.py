@@ -10,19 +10,22 @@ within ``patience``, fails.
 import asyncio
 import logging
 import math
+import sys
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from engine.link import Failed, Hello, Load
+from engine.link import Blocks, Failed, Follow, Hello, Load
 from gateway.fleet.native import Ask, OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.worker import Worker
 from gateway.telemetry.metrics import Metrics
 from scheduler.blocks import chain_hashes, root_hash
 from scheduler.placement import Job, Placed, PlacementConfig, Placer, Report, WorkerInfo
-from scheduler.prefix_index import Chain, chain_of_digests
+from scheduler.prefix_index import Chain, chain, chain_of_digests
 from scheduler.steptime import Coefficients
 
 MOST_PLACEMENTS: Final = 3
+_BLOCKS: Final = "blocks"  # the capability of workers that say what they have cached
 _USUAL_ANSWER: Final = 256  # tokens that an answer is expected to have, if it may have as many
 _IN_THE_MIDDLE: Final = 1_000_000
 _SLACK: Final = 0.01  # seconds by which a timer may come early
@@ -64,6 +67,7 @@ class Fleet:
         self._later: asyncio.TimerHandle | None = None
         self._stranded_since = self._loop.time()
         self._stranded: asyncio.TimerHandle | None = None
+        self._followed: set[Worker] = set()
         self._chained: tuple[Sequence[int], str, Mapping[str, Chain]] = ((), "", {})
 
     @property
@@ -178,9 +182,12 @@ class Fleet:
             chain=str(hello.block_size),
             block_tokens=hello.block_size,
             kv_tokens=hello.kv_tokens,
-            exact=False,
+            exact=_BLOCKS in hello.capabilities,
         )
         self._placer.worker_up(info, self._loop.time())
+        self._followed.discard(worker)
+        if len(self.workers) > 1:
+            self._follow_all()
         self._readiness_changed()
 
     def worker_changed(self, worker: Worker) -> None:
@@ -195,6 +202,17 @@ class Fleet:
             self._placer.report(worker.name, _report(worker.load), self._loop.time())
             self._decide_soon()
 
+    def worker_cached(self, worker: Worker, blocks: Blocks) -> None:
+        """A worker's prefix cache has changed."""
+        placer, name = self._placer, worker.name
+        if name in placer.workers:
+            if blocks.cleared:
+                placer.cleared(name)
+            if blocks.removed:
+                placer.removed(name, chain(_unpacked(blocks.removed)))
+            if blocks.stored:
+                placer.stored(name, chain(_unpacked(blocks.stored)))
+
     def worker_down(self, worker: Worker) -> None:
         """A worker has gone; its requests come back through `lost`."""
         self._placer.worker_down(worker.name, self._loop.time())
@@ -203,6 +221,15 @@ class Fleet:
     def forget(self, worker: Worker) -> None:
         """A worker that has gone won't come back, or serves another model now."""
         self.workers.pop(worker.name, None)
+
+    def _follow_all(self) -> None:
+        """Where there is something to choose, know what each worker has cached."""
+        for worker in self.workers.values():
+            link, hello = worker.link, worker.hello
+            follows = worker in self._followed or hello is None or _BLOCKS not in hello.capabilities
+            if link is not None and not follows:
+                self._followed.add(worker)
+                link.send(Follow())
 
     def _readiness_changed(self) -> None:
         if self.ready:
@@ -326,6 +353,13 @@ class Fleet:
                     del waiting[ask.id]
                     self._give_up(ask, WorkerLost(f"{ask.mishap}the worker is {self.state}"))
         self._mind_the_stranded()
+
+
+def _unpacked(hashes: bytes) -> "array[int]":
+    words = array("Q", hashes)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
 
 
 def _report(load: Load) -> Report:

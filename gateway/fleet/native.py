@@ -22,6 +22,7 @@ import msgspec
 from engine.link import (
     PROTOCOL,
     Abort,
+    Blocks,
     Challenge,
     Failed,
     FrameReader,
@@ -274,6 +275,8 @@ class LinkOwner(Protocol):
 
     def on_load(self, load: Load) -> None: ...
 
+    def on_blocks(self, blocks: Blocks) -> None: ...
+
     def on_lost(self, link: "WorkerLink", reason: str) -> None: ...
 
 
@@ -407,6 +410,8 @@ class WorkerLink(asyncio.Protocol):
                 ask = self._asks.pop(message.id, None)
                 if ask is not None:
                     ask.stream.refused(ask, message)
+            case Blocks():
+                self._owner.on_blocks(message)
             case Progress():
                 self._owner.on_progress(message)
             case Hello():

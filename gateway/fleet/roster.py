@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 
-from engine.link import Hello
+from engine.link import Blocks, Hello
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
@@ -84,6 +84,11 @@ class Roster:
         fleet = self._fleet_of.get(worker)
         if fleet is not None:
             fleet.worker_reported(worker)
+
+    def worker_cached(self, worker: Worker, blocks: Blocks) -> None:
+        fleet = self._fleet_of.get(worker)
+        if fleet is not None:
+            fleet.worker_cached(worker, blocks)
 
     def worker_down(self, worker: Worker) -> None:
         fleet = self._fleet_of.get(worker)

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from engine.link import Drain, Hello, Load, Progress
+from engine.link import Blocks, Drain, Hello, Load, Progress
 from gateway.fleet.native import OutputStream, WorkerLink, WorkerLost, connect
 from gateway.telemetry.metrics import Metrics
 
@@ -31,6 +31,9 @@ class Watcher(Protocol):
 
     def worker_reported(self, worker: "Worker") -> None:
         """It has said how busy it is."""
+
+    def worker_cached(self, worker: "Worker", blocks: Blocks) -> None:
+        """Its prefix cache has changed."""
 
     def worker_down(self, worker: "Worker") -> None:
         """Its process, or the link to it, has gone; what it had is handed back after this."""
@@ -174,6 +177,10 @@ class Worker:
             self.leave()
         if self.watcher is not None:
             self.watcher.worker_reported(self)
+
+    def on_blocks(self, blocks: Blocks) -> None:
+        if self.watcher is not None:
+            self.watcher.worker_cached(self, blocks)
 
     def on_lost(self, link: WorkerLink, reason: str) -> None:
         log.debug("worker=%s lost: %s", self.name, reason)

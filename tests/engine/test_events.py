@@ -6,8 +6,9 @@ import pytest
 import zmq
 
 from engine import events as module
-from engine.events import KvEventPublisher
-from scheduler.blocks import AllBlocksCleared, BlockRemoved, BlockStored
+from engine.events import KvEventPublisher, changes_of, packed
+from engine.link import Blocks
+from scheduler.blocks import AllBlocksCleared, BlockEvent, BlockRemoved, BlockStored
 
 Connect = Callable[[int, str], zmq.Socket[bytes]]
 
@@ -113,3 +114,16 @@ def test_without_a_replay_endpoint_nobody_is_served(tmp_path: Path) -> None:
 def test_an_endpoint_that_cannot_be_bound_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="can't publish KV events at tcp://nowhere"):
         KvEventPublisher("tcp://nowhere:1")
+
+
+def test_what_a_batch_comes_to() -> None:
+    events: list[BlockEvent] = [
+        BlockStored([1, 2], None, [0] * 8, 4, ""),
+        BlockRemoved([1, 9]),
+        BlockStored([9, 1], None, [0] * 8, 4, ""),
+        BlockRemoved([2]),
+    ]
+    assert changes_of(events) == Blocks(removed=packed([2]), stored=packed([9, 1]))
+    assert changes_of([*events, AllBlocksCleared(), BlockStored([2**64 - 1], None, [0] * 4, 4, "")]) == Blocks(
+        True, stored=b"\xff" * 8
+    )

@@ -16,8 +16,10 @@ import zmq
 from transformers import AutoModelForCausalLM
 
 from engine import worker as worker_module
-from engine.link import Drain, Failed, Hello, Load, Sampling, Step, Submit
+from engine.events import packed
+from engine.link import Blocks, Drain, Failed, Follow, Hello, Load, Sampling, Step, Submit
 from engine.options import WorkerOptions
+from scheduler.blocks import chain_hashes, root_hash, short_hash
 from tests.engine.link_client import LinkClient, progress_of, start_worker, tokens_of
 from tests.models import CONTEXT, llama_folder
 
@@ -310,3 +312,19 @@ def test_a_fault_of_ours_is_not_taken_for_one_of_the_gpu(monkeypatch: pytest.Mon
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     with pytest.raises(RuntimeError, match="dictionary"):
         worker_module.run_worker(WorkerOptions(listen="unix:/nowhere"))
+
+
+def test_who_follows_hears_what_is_cached(worker: Path) -> None:
+    prompt = list(range(200, 248))
+    hashes = [short_hash(digest) for digest in chain_hashes(prompt, 16, root_hash("", ""))]
+    with LinkClient(worker) as client:
+        assert "blocks" in client.hello().capabilities
+        client.send(Follow())
+        there = client.wait_for(Blocks)
+        assert there.cleared and packed(hashes[:1]) not in there.stored
+        client.submit(1, prompt, GREEDY)
+        client.wait_for(Blocks, lambda blocks: packed(hashes) in blocks.stored)
+    with LinkClient(worker) as client:
+        client.hello()
+        client.send(Follow())
+        assert packed(hashes) in client.wait_for(Blocks).stored

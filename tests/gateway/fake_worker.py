@@ -23,6 +23,7 @@ from engine.link import (
     Drain,
     Failed,
     FailureCode,
+    Follow,
     FrameReader,
     Hello,
     Load,
@@ -147,6 +148,7 @@ class FakeWorker:
         self.submitted: list[Submit] = []
         self.aborted: list[int] = []
         self.drained = False
+        self.followed = 0
         self.loaded = asyncio.Event()
         self.loaded.set()
         self.running: dict[int, _Running] = {}
@@ -256,6 +258,8 @@ class FakeWorker:
                 self.aborted += message.ids
                 for id in message.ids:
                     self.running.pop(id, None)
+            case Follow():
+                self.followed += 1
             case Drain():
                 self.drained = True
                 if not self.running:

@@ -8,6 +8,7 @@ import pytest
 
 from engine.link import (
     PROTOCOL,
+    Blocks,
     Failed,
     Hello,
     Load,
@@ -32,6 +33,7 @@ class Owner:
     def __init__(self) -> None:
         self.progress: list[Progress] = []
         self.loads: list[Load] = []
+        self.blocks: list[Blocks] = []
         self.greeted = asyncio.Event()
         self.lost = asyncio.Event()
         self.reason = ""
@@ -44,6 +46,9 @@ class Owner:
 
     def on_load(self, load: Load) -> None:
         self.loads.append(load)
+
+    def on_blocks(self, blocks: Blocks) -> None:
+        self.blocks.append(blocks)
 
     def on_lost(self, link: WorkerLink, reason: str) -> None:
         self.reason = reason
