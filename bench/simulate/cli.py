@@ -327,8 +327,11 @@ def _placement_figures(args: argparse.Namespace) -> int:
         requests=args.requests or 700,
         seed=args.seed,
     )
-    cases = judged(judge, args.placement_figures, _say)
-    return _keep(args.out, cases, page(judge.machine, cases, args.scheduling))
+    cases = []
+    for case in judged(judge, args.placement_figures, _say):
+        cases.append(case)
+        _keep(args.out, cases, page(judge.machine, cases, args.scheduling))
+    return 0
 
 
 def _keep(out: Path | None, result: Any, page: str) -> int:

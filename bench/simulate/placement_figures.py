@@ -9,8 +9,8 @@ Our constants were tuned on other seeds than those reported, and others' paramet
 (`bench.simulate.others`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import exp, log
 from pathlib import Path
 from typing import Final
@@ -279,10 +279,8 @@ def page(machine: Machine, cases: Sequence[Case], scheduling: str) -> str:
     return "\n".join([*text, ""])
 
 
-def judged(judge: Judge, traces: Iterable[Path], say: Say) -> list[Case]:
-    """All cases."""
-    return [
-        run_case(replace(judge), name, source, cache, say)
-        for name, source in sources(traces).items()
-        for cache in CACHES
-    ]
+def judged(judge: Judge, traces: Iterable[Path], say: Say) -> Iterator[Case]:
+    """All cases, one by one."""
+    for name, source in sources(traces).items():
+        for cache in CACHES:
+            yield run_case(judge, name, source, cache, say)

@@ -21,6 +21,8 @@ from scheduler.prefix_index import Chain, PrefixIndex
 _BLOCKS = 65_536
 _LEAST_WEIGHT = 0.01
 _RETRY = 1.0
+# Seconds that are left between two looks when nothing happens.
+_SOON = 5e-3
 # Seconds from one look at how fast the workers are to the next.
 _POOLING = 0.25
 # So many jobs that don't fit a worker's KV, and none behind them is tried.
@@ -216,7 +218,7 @@ class Placer:
     def _when_to_look(self, workers: list[Worker], now: float) -> float:
         limit = self.config.work_left
         times = [left - limit for worker in workers if (left := worker.work_left(now)) >= limit]
-        return now + max(min(times, default=inf), 1e-3)
+        return now + max(min(times, default=inf), _SOON)
 
     def _release(self, workers: list[Worker], now: float) -> Iterable[Decision]:
         """Plan those that wait, the next one first, and send those whose worker is about to have nothing to do."""
