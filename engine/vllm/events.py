@@ -4,6 +4,10 @@ vLLM publishes over ZeroMQ, with hashes that mean something to nobody but itself
 gets the hash that the native engine would give it: over its tokens, all tokens before them, the adapter and the salt.
 So whoever follows our workers needn't know which engine one has.
 
+vLLM may hold several copies of a block: two requests have computed it at the same time, or a prompt was cached to its
+very end, and its last block is computed once more. It says so of each copy, both when it comes and when it goes. What
+is told here is whether there is one at all.
+
 Format: vllm/distributed/kv_events.py (0.32). Batches are ``[timestamp, [event, …], rank]``, an event a map with a
 ``type``; releases before and after write it as an array with the type first.
 """
@@ -43,10 +47,15 @@ class Translator:
 
     def __init__(self) -> None:
         self._digests: dict[int | bytes, bytes] = {}
+        self._further: dict[int | bytes, int] = {}  # copies beside the first
         self._group: int | None = None
 
     def __len__(self) -> int:
         return len(self._digests)
+
+    def cached(self) -> list[int]:
+        """The hashes of all blocks that are cached now, parents before their children."""
+        return [short_hash(digest) for digest in self._digests.values()]
 
     def translate(self, event: object) -> BlockEvent | None:
         """Our event; None where it says nothing of blocks that our index could find.
@@ -56,7 +65,7 @@ class Translator:
         """
         kind, fields = _read(event)
         if kind == "AllBlocksCleared":
-            self._digests.clear()
+            self._forget()
             return AllBlocksCleared()
         if fields.get("medium") not in _DEVICE:
             return None
@@ -64,8 +73,12 @@ class Translator:
 
     def clear(self) -> BlockEvent:
         """Forget everything: what came after can't be relied on."""
-        self._digests.clear()
+        self._forget()
         return AllBlocksCleared()
+
+    def _forget(self) -> None:
+        self._digests.clear()
+        self._further.clear()
 
     def _stored(self, fields: Mapping[str, Any]) -> BlockEvent | None:
         if self._group is None:
@@ -85,16 +98,25 @@ class Translator:
         digests = chain_hashes(tokens, size, parent)
         if len(digests) != len(hashes):
             raise ValueError(f"{len(hashes)} blocks of {size} tokens, but {len(tokens)} tokens")
-        self._digests.update(zip(hashes, digests, strict=True))
+        for block, digest in zip(hashes, digests, strict=True):
+            if block in self._digests:
+                self._further[block] = self._further.get(block, 0) + 1
+            self._digests[block] = digest
         parent_hash = None if before is None else short_hash(parent)
         return BlockStored([short_hash(digest) for digest in digests], parent_hash, tokens, size, adapter)
 
     def _removed(self, fields: Mapping[str, Any]) -> BlockEvent | None:
         if fields.get("group_idx") != self._group:
             return None
-        digests = [self._digests.pop(block, None) for block in fields["block_hashes"]]
-        known = [short_hash(digest) for digest in digests if digest is not None]
-        return BlockRemoved(known) if known else None
+        gone = [self._digests.pop(block) for block in fields["block_hashes"] if self._is_last(block)]
+        return BlockRemoved([short_hash(digest) for digest in gone]) if gone else None
+
+    def _is_last(self, block: int | bytes) -> bool:
+        """Whether the copy of a block that goes is the last one."""
+        further = self._further.pop(block, 0)
+        if further > 1:
+            self._further[block] = further - 1
+        return not further and block in self._digests
 
 
 class EventSource:
@@ -114,6 +136,10 @@ class EventSource:
     def descriptor(self) -> int:
         """Becomes readable when something may have come; `take` must then be called until it returns nothing."""
         return int(self._socket.getsockopt(zmq.FD))
+
+    def cached(self) -> list[int]:
+        """The hashes of all blocks that are cached, as of the last `take`."""
+        return self._translator.cached()
 
     def take(self) -> list[BlockEvent]:
         """What has come since the last call. Where something was lost, everything is forgotten and begins anew."""

@@ -22,13 +22,15 @@ import numpy as np
 from engine.checks import Fault, fault_of
 from engine.config import ModelFault
 from engine.connections import Connection, Connections, listen
-from engine.events import KvEventPublisher
+from engine.events import KvEventPublisher, changes_of, packed
 from engine.link import (
     PROTOCOL,
     Abort,
+    Blocks,
     Drain,
     Failed,
     FailureCode,
+    Follow,
     Hello,
     Load,
     LoadAdapter,
@@ -114,6 +116,7 @@ class VllmWorker:
         self._meter = Meter(kv_total=0, tpot=options.tpot)
         self._requests: dict[int, _Request] = {}
         self._adapters: dict[str, Any] = {}
+        self._followers: set[Connection] = set()
         self._frames = _Frames()
         self._next_uid = 0
         self._draining = False
@@ -204,6 +207,8 @@ class VllmWorker:
                         self._abort(connection, number)
                 case LoadAdapter():
                     self._start_task(self._load_adapter(connection, message))
+                case Follow():
+                    self._follow(connection)
                 case Drain():
                     self.drain()
         for connection in self._connections.arrived:
@@ -212,6 +217,7 @@ class VllmWorker:
         for connection in self._connections.closed:
             for number in list(connection.uids):
                 self._abort(connection, number)
+            self._followers.discard(connection)
         self._connections.closed.clear()
 
     def _submit(self, connection: Connection, message: Submit) -> None:
@@ -373,9 +379,18 @@ class VllmWorker:
 
     def _tell_events(self) -> None:
         events = self._source.take()
+        if events and self._followers:
+            changes = changes_of(events)
+            for connection in self._followers:
+                self._connections.send(connection, changes)
         if self._publisher:
             self._publisher.publish(events)
             self._publisher.serve_replays()
+
+    def _follow(self, connection: Connection) -> None:
+        self._tell_events()
+        self._followers.add(connection)
+        self._connections.send(connection, Blocks(True, stored=packed(self._source.cached())))
 
     async def _tick(self) -> None:
         """What is done every so often, whatever happens."""
@@ -425,7 +440,11 @@ class VllmWorker:
             kv_events=publisher.endpoint if publisher else "",
             kv_replay=publisher.replay_endpoint if publisher else "",
             heartbeat=_BEAT,
-            capabilities=(*(("grammar",) if vllm.grammars else ()), *(("adapters",) if options.adapters else ())),
+            capabilities=(
+                "blocks",
+                *(["grammar"] if vllm.grammars else ()),
+                *(["adapters"] if options.adapters else ()),
+            ),
         )
 
     def _end_if_drained(self) -> None:

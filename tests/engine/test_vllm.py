@@ -41,10 +41,20 @@ def test_blocks_get_the_hashes_that_the_native_engine_gives_them() -> None:
     assert translator.translate(
         {"type": "BlockRemoved", "block_hashes": [903, 5], "medium": "GPU", "group_idx": 0}
     ) == (BlockRemoved(hashes[2:]))
+    assert translator.cached() == hashes[:2]
     assert len(translator) == 2
     assert translator.translate(stored([904], 903, tokens[8:])) is None, "its beginning is forgotten"
     assert translator.translate({"type": "AllBlocksCleared"}) == AllBlocksCleared()
     assert len(translator) == 0
+
+
+def test_a_block_is_there_until_its_last_copy_has_gone() -> None:
+    translator = Translator()
+    for _ in range(3):
+        translator.translate(stored([1], None, [5, 6, 7, 8]))
+    gone = {"type": "BlockRemoved", "block_hashes": [1], "medium": "GPU", "group_idx": 0}
+    assert [translator.translate(gone) for _ in range(4)] == [None, None, BlockRemoved(ours([5, 6, 7, 8])), None]
+    assert translator.cached() == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from engine.link import Drain, Failed, Load, LoadAdapter, Output, Sampling, Step, Submit
+from engine.link import Blocks, Drain, Failed, Follow, Load, LoadAdapter, Output, Sampling, Step, Submit
 from engine.options import VLLM_START
 from scheduler.blocks import chain_hashes, root_hash, short_hash
 from tests.engine.link_client import LinkClient, progress_of, tokens_of
@@ -156,7 +156,7 @@ def test_hello_states_its_limits(worker: Path, model: Path) -> None:
     assert (hello.max_model_len, hello.vocab_size, hello.block_size) == (CONTEXT, VOCABULARY, BLOCK)
     assert hello.kv_tokens == 16 * 2**20 // (2 * 3 * 2 * 32 * 4 * BLOCK) * BLOCK
     assert (hello.eos_token_ids, hello.embedding_size) == ((2,), 0)
-    assert set(hello.capabilities) == {"grammar", "adapters"}
+    assert set(hello.capabilities) == {"blocks", "grammar", "adapters"}
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
@@ -314,6 +314,24 @@ def test_events_are_those_of_a_native_worker(worker: Path, client: LinkClient) -
         expected = [short_hash(digest) for digest in chain_hashes(prompt, BLOCK, root_hash("", "events"))]
         assert found[:3] == expected
     context.term()
+
+
+def test_a_gateway_can_follow_what_is_cached(client: LinkClient) -> None:
+    def hashes(tokens: Sequence[int]) -> set[int]:
+        return {short_hash(digest) for digest in chain_hashes(tokens, BLOCK, root_hash("", "follow"))}
+
+    first, second = list(range(100, 170)), list(range(170, 270))
+    ask(client, 1, first, GREEDY, salt="follow")
+    client.idle()
+    client.send(Follow())
+    known = client.wait_for(Blocks)
+    assert known.cleared
+    assert hashes(first) <= set(memoryview(known.stored).cast("Q"))
+    client.submit(2, PROMPT, GREEDY)
+    client.send(Submit(3, packed(second), GREEDY, salt="follow"))
+    news = client.wait_for(Blocks, lambda blocks: len(blocks.stored) >= 8 * 3)
+    assert not news.cleared
+    assert hashes(second) <= set(memoryview(news.stored).cast("Q"))
 
 
 def test_adapters(client: LinkClient, model: Path, adapter: Path) -> None:
