@@ -42,7 +42,7 @@ SLO: Final = Slo(ttft=TTFT, tpot=TPOT)
 _FACTOR: Final = 1.12  # from one rate to the next
 _NEARER: Final = (0.94, 0.97, 1.03, 1.06)
 _WORSE: Final = 0.85  # of the best goodput: the search stops when two rates in a row are below
-_LEFT: Final = 0.1  # of the requests, that may be unanswered when the last one comes, if the worker keeps up
+_LEFT: Final = 0.1  # of the tokens, that may be unanswered when the last request comes, if the worker keeps up
 _FIRST: Final = 0.5  # of the rate at which the machine should be busy all the time
 _TOGETHER: Final = 32  # requests that share a step
 _TENANTS: Final = 10
@@ -57,7 +57,8 @@ Say = Callable[[str], None]
 class Point(NamedTuple):
     """What one way of scheduling made of one rate (requests/s).
 
-    ``tokens``: output tokens/s before the last arrival. ``left``: the share of all requests that was unanswered then.
+    ``tokens``: output tokens/s before the last arrival. ``left``: of all tokens, of prompts and answers, the share of
+    requests that were unanswered then.
     """
 
     rate: float
@@ -313,8 +314,12 @@ def point_of(records: Sequence[Record], preemptions: int, rate: float) -> Point:
         hit_rate=sum(record.cached_tokens or 0 for record in answered)
         / sum(record.prompt_tokens or 1 for record in answered),
         preemptions=preemptions,
-        left=sum(record.end > seconds for record in records) / len(records),
+        left=sum(map(_tokens, (record for record in records if record.end > seconds))) / sum(map(_tokens, records)),
     )
+
+
+def _tokens(record: Record) -> int:
+    return (record.prompt_tokens or 0) + record.output_tokens
 
 
 def run_case(judge: Judge, source: Source, say: Say, names: Sequence[str] = tuple(SETTINGS)) -> Case:
