@@ -45,7 +45,7 @@ async def get(target: Target, path: str, timeout: float) -> Reply:
         Fault: there is no answer, or not within ``timeout`` seconds.
     """
     awaited = _Awaited()
-    connection = Connection(target)
+    connection = Connection(target, once=True)
     connection.send(target.head("GET", path) + b"accept: */*\r\nconnection: close\r\n\r\n", b"", awaited)
     try:
         async with asyncio.timeout(timeout):

@@ -5,6 +5,7 @@ which the kernel had it: bodies are taken out of their chunks and not looked at.
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from time import perf_counter
@@ -51,16 +52,20 @@ class Connection(asyncio.Protocol):
     head says where the response ends, ``reused`` whether the connection carried an exchange before, ``heard`` whether
     anything came since the request.
     ``sent`` and ``last`` are when the request was sent and when something last came, by `perf_counter`.
+
+    Args:
+        once: it is for one exchange, and closed after it.
     """
 
     __slots__ = (
-        "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_parser", "_parts", "_receiver", "_stays",
-        "_unsent", "content_type", "framed", "headers", "heard", "idle_since", "last", "reused", "sent", "status",
-        "target", "ticket", "transport",
+        "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_once", "_parser", "_parts", "_receiver",
+        "_stays", "_unsent", "content_type", "framed", "headers", "heard", "idle_since", "last", "reused", "sent",
+        "status", "target", "ticket", "transport",
     )  # fmt: skip
 
-    def __init__(self, target: "Target") -> None:
+    def __init__(self, target: "Target", *, once: bool = False) -> None:
         self.target = target
+        self._once = once
         self.transport: asyncio.Transport | None = None
         self.ticket = 0  # placement's
         self.status = 0
@@ -184,7 +189,7 @@ class Connection(asyncio.Protocol):
             receiver.on_data(self, body, False)
             return
         self._receiver = None
-        if self._alive and self._stays:
+        if self._alive and self._stays and not self._once:
             self.target.keep(self)
         else:
             self.close()
@@ -233,8 +238,9 @@ def _tell_kernel(sock: socket.socket | None) -> None:
     """Send at once, and find out when the other side is gone."""
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEP_ALIVE.items():
-        if hasattr(socket, name):  # Linux's
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    with contextlib.suppress(OSError):  # it has just been reset: that will be heard soon enough
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if hasattr(socket, name):  # Linux's
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -83,6 +83,17 @@ def test_connections_are_kept_on_both_sides() -> None:
     run(scenario())
 
 
+def test_a_probes_connection_is_never_taken_for_a_request() -> None:
+    async def scenario() -> None:
+        async with Upstream() as upstream, lane(upstream, probe_every=0.001, load_every=0.001) as gateway:
+            upstream.page = b"vllm:num_requests_running 0\n"
+            for _ in range(10):
+                answers = await asyncio.gather(*(gateway.post(chat()) for _ in range(20)))
+                assert [answer.status for answer in answers] == [200] * 20
+
+    run(scenario())
+
+
 def test_pipelined_requests_are_answered_in_their_order() -> None:
     async def slow_first(talk: Talk) -> None:
         await asyncio.sleep(0.05 if talk.request.json["n"] == 0 else 0)
