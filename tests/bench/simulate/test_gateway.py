@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from bench.load.records import Record
 from bench.load.workload import Outline
 from bench.simulate.fleet import Fleet
 from bench.simulate.gateway import CHAIN, Gateway, News, Placing, placing
@@ -30,7 +31,7 @@ def test_every_policy_answers_everybody_the_same_way_each_time(policy: str) -> N
 
 
 def test_workers_that_say_nothing_are_served_as_well() -> None:
-    answered = []
+    answered: list[Record] = []
     news = News(exact=False, reports=False, remembered=2000)
     fleet = Fleet(SETTING, 3, placing(Placer, news))
     fleet.run(chats(requests=40, shared=160), answered.append)
@@ -50,7 +51,7 @@ def test_a_held_queue_is_in_the_gateway() -> None:
             longest = max(longest, self.placer.waiting)
 
     asked = [Outline(number, 0.0, 2000, 4) for number in range(20)]
-    done = []
+    done: list[Record] = []
     fleet = Fleet(SETTING, 2, lambda workers: Watched(Placer(), workers))
     fleet.run(listed(*asked), done.append)
     assert len(done) == 20 and longest >= 14
@@ -95,7 +96,7 @@ def test_what_a_gateway_refuses_has_a_record() -> None:
         def next_look(self, now: float) -> float | None:
             return None
 
-    records = []
+    records: list[Record] = []
     Fleet(SETTING, 1, lambda workers: Refusing()).run(chats(requests=10), records.append)
     assert sorted(record.index for record in records if record.status == 429) == [1, 3, 5, 7, 9]
     assert sum(record.outcome == "ok" for record in records) == 5

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from bench.load.records import Record
 from bench.simulate.fleet import Fleet
 from bench.simulate.gateway import CHAIN, placing
 from bench.simulate.others import OTHERS, CacheAware, Scorers, by_bounded_prefix, by_prefix, dynamo
@@ -29,7 +30,7 @@ def busy(worker: Worker, requests: int, tokens: int = 160) -> None:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_each_serves_everybody(name: str) -> None:
-    answered = []
+    answered: list[Record] = []
     other = OTHERS[name]
     fleet = Fleet(Setting(machine=MACHINE), 3, placing(lambda: Placer(policy=other.policy), other.news))
     fleet.run(chats(requests=40, shared=160), answered.append)
