@@ -119,7 +119,7 @@ class VllmWorker:
         self._followers: set[Connection] = set()
         self._frames = _Frames()
         self._next_uid = 0
-        self._draining = False
+        self._draining = self._closed = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last_load: Load | None = None
         self._load_sent = 0.0
@@ -140,6 +140,9 @@ class VllmWorker:
         """
         loop = asyncio.get_running_loop()
         self._vllm = await self._start()
+        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        if not self._options.parent_pid:
+            loop.add_signal_handler(signal.SIGINT, self.drain)
         self._meter.kv_total = self._vllm.kv_tokens
         self._hello = self._make_hello(self._vllm)
         for connection in self._connections.alive:
@@ -168,14 +171,14 @@ class VllmWorker:
         self._end_if_drained()
 
     def close(self) -> None:
-        """Stop vLLM and let go of everything."""
-        if self._vllm is not None:
-            logging.getLogger("vllm").setLevel(logging.ERROR)  # that its engine has to be killed is no news
-            self._vllm.llm.shutdown(timeout=_SHUTDOWN)
+        """Let go of everybody, so that whoever waits for what won't come learns it now; then stop vLLM."""
+        self._closed = True
+        self._connections.close()
         self._source.close()
         if self._publisher:
             self._publisher.close()
-        self._connections.close()
+        if self._vllm is not None:
+            self._vllm.llm.shutdown(timeout=_SHUTDOWN)
 
     async def _start(self) -> Vllm:
         """Start vLLM in a thread, and tell those who wait how it goes."""
@@ -191,7 +194,8 @@ class VllmWorker:
 
         starting = asyncio.create_task(whole())
         while not (await asyncio.wait({starting}, timeout=_PROGRESS))[0]:
-            self._check_parent()
+            if self._is_orphan():
+                os._exit(1)  # nothing else ends a thread that starts vLLM
             self._connections.accept_waiting()
             for connection in list(self._connections.alive):
                 self._connections.send(connection, Progress(self._stage))
@@ -310,6 +314,8 @@ class VllmWorker:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
+        if self._closed:
+            return
         frames, self._frames = self._frames, _Frames()
         for connection, outputs in frames.outputs.items():
             self._connections.send(connection, Step(outputs, self._meter.seconds))
@@ -396,7 +402,8 @@ class VllmWorker:
         """What is done every so often, whatever happens."""
         assert self._vllm is not None
         while True:
-            self._check_parent()
+            if self._is_orphan():
+                raise _ParentGone(f"the parent process {self._options.parent_pid} has gone")
             self._take_messages()  # nobody comes, but a stranger's time may be up
             self._tell_events()
             self._report_load()
@@ -451,35 +458,31 @@ class VllmWorker:
         if self._draining and not self._requests and not self._frames.due and not self._ended.done():
             self._ended.set_result(None)
 
-    def _check_parent(self) -> None:
+    def _is_orphan(self) -> bool:
         parent = self._options.parent_pid
-        if parent is not None and os.getppid() != parent:
-            raise _ParentGone(f"the parent process {parent} has gone")
+        return parent is not None and os.getppid() != parent
 
 
 def run_worker(options: WorkerOptions) -> int:
     """Run a worker until it is drained; returns the process's exit status. Signals mean what `engine.worker` says."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="worker: %(message)s")
+    # While vLLM starts, there is nothing to finish, and its processes end with ours.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if options.parent_pid else signal.SIG_DFL)
     prepare_environment(options)
     try:
         asyncio.run(_serve(options))
     except _ParentGone as gone:
         log.warning("%s: stopping", gone)
-    except (EngineGone, ModelFault, OSError, ValueError, RuntimeError, MemoryError) as error:
+    except (EngineGone, ModelFault, ImportError, OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"penstock: error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
 async def _serve(options: WorkerOptions) -> None:
     connections = listen(options)
-    loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(prefix="penstock-vllm-") as folder:
         worker = VllmWorker(options, connections, Path(folder))
-        loop.add_signal_handler(signal.SIGTERM, worker.drain)
-        loop.add_signal_handler(signal.SIGINT, (lambda: None) if options.parent_pid else worker.drain)
         try:
             await worker.run()
         finally:
