@@ -7,8 +7,11 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from typing import Final
 
 from gateway.fleet.worker import Worker
+
+_CONNECT_WITHIN: Final = 5.0  # seconds; a host that has gone says nothing, and the kernel would try for minutes
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +36,19 @@ class RemoteWorker:
         pause, said = 0.1, ""
         while not self._stopping.is_set():
             try:
-                await self.worker.connect(self._address, self._secret, self._tls)
+                async with asyncio.timeout(_CONNECT_WITHIN):
+                    await self.worker.connect(self._address, self._secret, self._tls)
             except FileNotFoundError:
                 log.debug("worker=%s does not listen yet", self.worker.name)
             except OSError as error:
                 # ssl's errors are OSErrors too, with the certificate's fault in them.
-                if str(error) != said:
-                    said = str(error)
-                    log.error("worker=%s can't be reached: %s; trying on", self.worker.name, error)
+                reason = str(error) or f"nobody answered within {_CONNECT_WITHIN:g} s"
+                if reason != said:
+                    said = reason
+                    log.error("worker=%s can't be reached: %s; trying on", self.worker.name, reason)
             else:
+                if self._stopping.is_set():
+                    self.worker.close()
                 await self.worker.lost.wait()
                 if self.worker.was_greeted:
                     pause, said = 0.1, ""
