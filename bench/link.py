@@ -33,7 +33,7 @@ from gateway.fleet.roster import Roster
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
 from gateway.http_protocol import HttpProtocol
-from gateway.server import http_config, listen
+from gateway.server import COLLECT_AFTER, http_config, listen
 from gateway.telemetry.metrics import Metrics
 
 _FOLDER: Final = Path(__file__).resolve().parents[1] / "engine" / "demo" / "model"
@@ -180,7 +180,8 @@ def run_round(depth: str, streams: int, steps: int, offered: float) -> Round:
         await roster.loaded()
         model = context.models[_MODEL]
         gc.collect()
-        gc.freeze()  # as the server does
+        gc.freeze()
+        gc.set_threshold(*COLLECT_AFTER)  # as the server does
         try:
             if depth == "link":
                 return await _through_link(model.fleet, streams, steps)
