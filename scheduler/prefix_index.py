@@ -26,6 +26,7 @@ from scheduler.prefix_table import EMPTY, PLAIN, Loops, compiled, grow
 WORKERS: Final = 64
 """Workers that one table has bits for."""
 _FULLEST: Final = 0.8
+_SETS: Final = 1024
 _FIRST_SIZE: Final = 1024
 _WORD: Final = 1 << 64
 _SIGN: Final = 1 << 63
@@ -78,7 +79,9 @@ class PrefixIndex:
         self._loops: Loops = compiled() if fast else PLAIN
         self._held: dict[str, _Held] = {}
         self._names: list[str | None] = [None] * WORKERS
-        self._found: Any = np.zeros(2 * WORKERS + 2, np.int64)
+        self._sets: dict[int, tuple[str, ...]] = {}
+        found: Any = np.zeros(2 * WORKERS + 2, np.int64)
+        self._found: Any = found if fast else memoryview(found)
         self._used = 0
         self._arrays: list[Any] = [np.zeros(_FIRST_SIZE, np.int64) for _ in range(3)]
         self._view()
@@ -112,6 +115,7 @@ class PrefixIndex:
             raise ValueError(f"{worker}: an index takes {WORKERS} workers")
         slot = self._names.index(None)
         self._names[slot] = worker
+        self._sets.clear()
         ring = None if self.exact else np.zeros(blocks, np.int64)
         bit = 1 << slot
         held = _Held(slot, bit if bit < _SIGN else bit - _WORD, blocks, np.zeros(2, np.int64), ring)
@@ -121,6 +125,7 @@ class PrefixIndex:
         """A worker has gone."""
         self.clear(worker)
         self._names[self._held.pop(worker).slot] = None
+        self._sets.clear()
 
     def clear(self, worker: str) -> None:
         """Nothing is believed of this worker any more: all its blocks are gone, or there is a gap in what it said."""
@@ -156,22 +161,24 @@ class PrefixIndex:
             return {}
         out = self._found
         loops, (hashes, known, second) = self._loops, self._views
-        if self._fast:
-            pairs = loops.ends(hashes, known, second, len(hashes) - 1, blocks, len(blocks), out)
-        else:
-            pairs = loops.ends(hashes, known, second, len(hashes) - 1, memoryview(blocks), len(blocks), memoryview(out))
+        packed = blocks if self._fast else memoryview(blocks)
+        pairs = loops.ends(hashes, known, second, len(hashes) - 1, packed, len(blocks), out)
         found: dict[str, int] = {}
-        names = self._names
         values = out[: 2 * pairs].tolist()
         for place in range(0, 2 * pairs, 2):
-            count, workers = values[place], values[place + 1] % _WORD
-            while workers:
-                lowest = workers & -workers
-                name = names[lowest.bit_length() - 1]
-                assert name is not None
-                found[name] = count
-                workers ^= lowest
+            found.update(dict.fromkeys(self._workers(values[place + 1]), values[place]))
         return found
+
+    def _workers(self, bits: int) -> tuple[str, ...]:
+        """The names of a set of workers. There are few sets: what was found is kept."""
+        names = self._sets.get(bits)
+        if names is None:
+            if len(self._sets) >= _SETS:
+                self._sets.clear()
+            workers = bits % _WORD
+            found = [name for slot, name in enumerate(self._names) if name is not None and workers >> slot & 1]
+            names = self._sets[bits] = tuple(found)
+        return names
 
     def placed(self, worker: str, blocks: Chain, hit: int = 0) -> None:
         """A prompt with these blocks was sent to a worker, which is believed to have the first ``hit``."""

@@ -254,26 +254,23 @@ class Exchange:
 
     def on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
         try:
-            self._on_data(connection, data, ended)
+            if self._winner is None:
+                if not data and not ended:
+                    return  # a head alone promises nothing yet
+                if connection.status >= 300 and self._go_elsewhere(connection, ended):
+                    return
+                self._win(connection)
+            if self._stream is not None:
+                self._stream.add(data, ended)
+                if ended:
+                    self._end_stream(connection, self._stream)
+            elif ended:
+                self._answer(connection, data)
+            else:
+                self._keep(connection, data)
         except Exception:
             log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
             self.interrupt(errors.internal_error())
-
-    def _on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
-        if self._winner is None:
-            if not data and not ended:
-                return  # a head alone promises nothing yet
-            if connection.status >= 300 and self._go_elsewhere(connection, ended):
-                return
-            self._win(connection)
-        if self._stream is not None:
-            self._stream.add(data, ended)
-            if ended:
-                self._end_stream(connection, self._stream)
-        elif ended:
-            self._answer(connection, data)
-        else:
-            self._keep(connection, data)
 
     def on_fault(self, connection: Connection, fault: Fault) -> None:
         target = connection.target

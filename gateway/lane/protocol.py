@@ -73,7 +73,9 @@ class LaneProtocol(HttpProtocol):
         self._in_head, self._head_bytes = True, 0
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         endpoint = _ENDPOINTS.get(self.url)
@@ -85,7 +87,7 @@ class LaneProtocol(HttpProtocol):
         keep_alive = self.parser.should_keep_alive()
         exchange = Exchange(self._lane, self, endpoint, self.headers, keep_alive, version != "1.0")
         self._incoming = exchange
-        if self.expect_100_continue:
+        if (b"expect", b"100-continue") in self.headers:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -114,11 +116,13 @@ class LaneProtocol(HttpProtocol):
 
     def _to_asgi(self) -> None:
         """The request isn't for the lane: tell uvicorn what it hasn't heard of it yet."""
-        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
         self.headers.extend(headers)
-        self.expect_100_continue = expect
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+        )
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

@@ -24,6 +24,7 @@ from gateway.server import GRACE, KEEP_ALIVE, GatewayHttpServer, http_config, re
 from gateway.settings import Settings, SettingsError
 from gateway.wire import errors
 
+_GC: Final = (20_000, 20, 20)  # requests leave no cycles behind: there is nothing to look for after each few of them
 _SWEEP: Final = 1.0  # seconds between two looks at idle connections
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class UpstreamServer:
             if ready.done() and not stopped.done():
                 gc.collect()
                 gc.freeze()
+                gc.set_threshold(*_GC)
                 self._announce()
                 await asyncio.wait({*forever, stopped}, return_when=asyncio.FIRST_COMPLETED)
             for task in forever:
