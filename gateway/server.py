@@ -51,8 +51,8 @@ _BACKLOG: Final = 4096
 KEEP_ALIVE: Final = 75  # seconds; longer than the 60 s after which load balancers commonly give a connection up
 GRACE: Final = 2.0  # for errors to reach clients once the drain timeout is over, and for a drained worker's exit
 
-# A step's frame for 1,024 streams is 4,000 objects that die by themselves: collecting among them every 700 is a fifth of
-# the time of a token (10-13 us with the defaults, 8-9 so; 2-core EPYC, ``python -m bench.link``).
+# A step's frame for 1,024 streams is 4,000 objects that die by themselves: to look among them every 700 is a fifth of a
+# token's time (10-13 us with the defaults, 8-9 so; 2-core EPYC, ``python -m bench.link``).
 COLLECT_AFTER: Final = (100_000, 20, 100)
 
 CommandOf = Callable[[Settings, str], list[str]]
