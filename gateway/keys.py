@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import secrets
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,7 +21,7 @@ class Keys:
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         digests = (hashlib.sha256(key.encode()).digest() for key in keys)
-        self._latest = b"\0"  # the header that was accepted last: most often it comes again
+        self._latest = secrets.token_bytes(32)  # the header that was accepted last; at first, one that nobody knows
         self._digests = {digest[:8]: digest for digest in digests}
 
     def __bool__(self) -> bool:
