@@ -1,4 +1,4 @@
-"""What happens between ``penstock serve --upstream`` and its exit? A gateway that has no worker of its own.
+"""What happens between ``penstock serve --upstream URL`` and its exit? A gateway that has no worker of its own.
 
 The port answers from the start, and the address is printed once an upstream can be reached. SIGTERM and Ctrl-C mean
 what they mean to `gateway.server`: running streams finish, for as long as the drain timeout lasts.
