@@ -45,7 +45,7 @@ class WorkerInfo:
 class Report(NamedTuple):
     """What a worker says of itself; None: it doesn't say, and what we know ourselves has to do.
 
-    ``backlog``: seconds of prefill it has still to do, for everybody. ``waiting_tokens``: the same in tokens.
+    ``waiting_tokens``: prefill it has still to do, for everybody; ``backlog``: the same in seconds, used without them.
     ``running``, ``waiting``: requests; ``decoding`` of those that run decode, with ``context`` tokens together.
     ``kv_used``, ``kv_total``: tokens. ``speed``: seconds of its steps. ``age``: how many seconds ago, at most, it
     looked: what was sent since isn't in it.
@@ -95,7 +95,6 @@ class Worker:
         "_pace",
         "_pending",
         "_reading",
-        "_reported",
         "_since",
         "_slowed",
         "_unseen",
@@ -132,7 +131,6 @@ class Worker:
         self._looked = now
         self._pace = self._slowed = 1.0
         self._reading = 0.0
-        self._reported = now
         # Seconds of prefill of our jobs that have no first token yet; since when that hasn't been looked at.
         self._pending = 0.0
         self._since = now
@@ -275,7 +273,6 @@ class Worker:
     def report(self, report: Report, now: float) -> None:
         """It says how it is."""
         self.said = report
-        self._reported = now
         looked = now - report.age
         self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
 
