@@ -29,11 +29,11 @@ T = TypeVar("T")
 TIMEOUT = 20.0  # of a whole scenario: only a hang takes that long
 
 
-def run(scenario: Coroutine[Any, Any, T]) -> T:
-    """Run a scenario in an event loop as the product's own."""
+def run(scenario: Coroutine[Any, Any, T], timeout: float = TIMEOUT) -> T:
+    """Run a scenario in an event loop as the product's own, for at most ``timeout`` seconds."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(timeout):
             return await scenario
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

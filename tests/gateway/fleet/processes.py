@@ -18,6 +18,7 @@ from tests.gateway.harness import Answer, read_answer, request_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MODEL = "penstock-demo"
+PATIENCE = 120.0  # workers start with torch, which takes a second or, on a busy machine, twenty
 # Small, and quick to be there: the demo model needs no more.
 WORKER = ("--device", "cpu", "--dtype", "float32", "--kv-memory", "32MiB", "--threads", "1")
 

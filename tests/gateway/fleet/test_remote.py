@@ -16,7 +16,7 @@ from gateway.fleet.remote import RemoteWorker
 from gateway.fleet.worker import Worker
 from gateway.telemetry.metrics import Metrics
 from tests.engine.test_connections import certificate
-from tests.gateway.fleet.processes import WORKER, Serve, start
+from tests.gateway.fleet.processes import PATIENCE, WORKER, Serve, start
 from tests.gateway.harness import run
 
 RIGHT = b"between us"
@@ -128,7 +128,7 @@ def test_answers_survive_a_network_that_swallows_and_one_that_mangles(address: s
                 assert "Traceback" not in err
                 assert "has been silent" in err and "what is no message" in err
 
-    run(scenario())
+    run(scenario(), PATIENCE)
 
 
 async def reason_of(address: str, secret: bytes, tls: ssl.SSLContext | None) -> str:
@@ -206,7 +206,7 @@ def test_a_worker_that_does_not_know_the_secret_is_left() -> None:
         server.close()
         await server.wait_closed()
 
-    run(scenario())
+    run(scenario(), PATIENCE)
 
 
 def test_one_that_nobody_can_reach_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -217,5 +217,5 @@ def test_one_that_nobody_can_reach_is_tried_again(caplog: pytest.LogCaptureFixtu
         await keeper.stop(0.0)
         await task
 
-    run(scenario())
+    run(scenario(), PATIENCE)
     assert caplog.text.count("can't be reached") == 1

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.fleet.processes import WORKER, Serve
+from tests.gateway.fleet.processes import PATIENCE, WORKER, Serve
 from tests.gateway.harness import run
 
 LENGTH = 200
@@ -50,7 +50,7 @@ def test_a_client_that_leaves_frees_the_worker_that_has_its_request(served: Serv
         while await served.metric("penstock_worker_running") or await served.metric("penstock_requests_in_flight") > 1:
             await asyncio.sleep(0.02)
 
-    run(scenario())
+    run(scenario(), PATIENCE)
 
 
 async def busy(served: Serve) -> int:
@@ -82,4 +82,4 @@ def test_answers_survive_their_worker(served: Serve, harm: signal.Signals) -> No
                 assert one.usage[field] == other.usage[field]
         assert await served.metric("penstock_requests_moved_total") > before
 
-    run(scenario())
+    run(scenario(), PATIENCE)
