@@ -231,14 +231,14 @@ def test_the_report_is_made_or_its_want_is_told(
     fake = types.ModuleType("bench.load.report")
     fake.write = written.append  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "bench.load.report", fake)
-    run_module._report(tmp_path)
+    run_module.report(tmp_path)
     assert written == [tmp_path]
 
     def wanting(folder: Path) -> None:
         raise ModuleNotFoundError("no", name="matplotlib")
 
     fake.write = wanting  # type: ignore[attr-defined]
-    run_module._report(tmp_path)
+    run_module.report(tmp_path)
     assert "no plots, for want of matplotlib" in capsys.readouterr().err
 
 
