@@ -46,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = _before(args, _setting(args))
         for side, version, number in _left(sides, args, results):
             run = _measure(args, side, version, number, results.setting)
+            print(f"{side.name}, round {number}: {_line(run)}", flush=True)
+            if run.use.lost > args.lost_bound:
+                raise FleetError(f"the workers were too slow, by {run.use.lost:.1%} of the time: this run isn't kept")
             results.runs.append(run)
             _write(args.out, results)
-            print(f"{side.name}, round {number}: {_line(run)}", flush=True)
     except (FleetError, ValueError, OSError) as error:
         print(f"bench.routers: {error}", file=sys.stderr)
         return 1
@@ -76,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--vllm-router", metavar="PYTHON", help="the Python that has vllm-router; default: without it")
     add("--vllm-policy", action="append", metavar="NAME", help=f"default: {', '.join(_VLLM)}")
     add("--rounds", type=int, default=3, metavar="N", help="how often each side is measured (default: 3)")
+    add(
+        "--lost-bound",
+        type=float,
+        default=0.02,
+        metavar="SHARE",
+        help="end if the workers were too slow to simulate what they should for more of the time than this, because "
+        "of what else runs on the machine (default: 0.02)",
+    )
     add("--most-runs", type=int, metavar="N", help="stop after so many runs; --resume goes on; default: all")
     add("--resume", action="store_true", help="keep the runs that --out has, and measure what is missing")
     add("--out", type=Path, default=_RESULTS, metavar="FILE", help="JSON; the table goes beside it, as Markdown")

@@ -3,15 +3,18 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from bench.load.records import Record
 from bench.routers import sides
 from bench.routers.__main__ import main
+from bench.routers.figures import Judging, Run, Use, judge
 from bench.routers.fleet import FleetError, Process, free_ports
-from bench.routers.report import Results, markdown
-from bench.routers.sides import Ports, Upstream
+from bench.routers.report import Results, Setting, markdown
+from bench.routers.sides import Ports, Side, Upstream
 
 UPSTREAMS = [Upstream(f"http://127.0.0.1:{port}", f"tcp://:{port}1", f"tcp://:{port}2") for port in (81, 82)]
 
@@ -62,6 +65,23 @@ def test_a_measurement_can_be_resumed_and_ends_in_a_table(
 
     assert main([*options(trace, out), "--resume", "--trace-speed", "9"]) == 1
     assert "measured with other options" in capsys.readouterr().err
+
+
+def test_a_run_on_a_machine_that_was_too_slow_is_not_kept(
+    trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = judge([Record(index=0, at=0.0, outcome="ok", end=1.0, first=0.5, prompt_tokens=9)], Judging())
+    use: dict[str, Any] = dict.fromkeys(Use.__struct_fields__, 0)
+
+    def measure(args: object, side: Side, version: str, number: int, setting: Setting) -> Run:
+        lost = Use(**{**use, "lost": 0.001 if number == 1 else 0.03})
+        return Run(side=side.name, version=version, round=number, date="today", answers=answers, use=lost)
+
+    monkeypatch.setattr("bench.routers.__main__._measure", measure)
+    out = tmp_path / "routers.json"
+    assert main(options(trace, out)) == 1
+    assert "too slow, by 3.0% of the time: this run isn't kept" in capsys.readouterr().err
+    assert [run.round for run in msgspec.json.decode(out.read_bytes(), type=Results).runs] == [1]
 
 
 def test_others_are_started_with_the_same_workers() -> None:
