@@ -2,10 +2,12 @@
 
 import hashlib
 import hmac
+import os
 import secrets
 from collections.abc import Iterable
 from typing import Final
 
+from gateway.settings import Settings, SettingsError
 from gateway.wire import errors
 
 _BEARER: Final = b"bearer "
@@ -42,3 +44,27 @@ class Keys:
         if known is None or not hmac.compare_digest(known, digest):
             raise errors.invalid_key("The API key is not known here.")
         self._latest = authorization
+
+
+def client_keys(settings: Settings) -> list[str]:
+    """The keys that clients must have.
+
+    Raises:
+        SettingsError: there is none where there should be.
+    """
+    if settings.api_key_env is None:
+        return []
+    found = [key.strip() for key in secret("--api-key-env", settings.api_key_env).split(",")]
+    return [key for key in found if key]
+
+
+def secret(option: str, name: str) -> str:
+    """What an option's environment variable holds.
+
+    Raises:
+        SettingsError: nothing that could be a key.
+    """
+    value = os.environ.get(name, "").strip()
+    if not value.strip(", ") or not value.isascii() or not value.isprintable():
+        raise SettingsError(f"{option} {name}: the environment variable {name} has no key in it")
+    return value

@@ -37,6 +37,7 @@ from gateway.fleet.roster import Roster
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker_process import WorkerStartError, runtime_directory, worker_command
 from gateway.http_protocol import HttpProtocol
+from gateway.keys import Keys, client_keys
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
 from gateway.startup import display
 from gateway.telemetry.metrics import Metrics
@@ -183,7 +184,7 @@ class GatewayServer:
         parent: it ends when this process, its parent, has gone.
 
     Raises:
-        SettingsError: the workers' secret isn't set, or a certificate can't be read.
+        SettingsError: the workers' secret or clients' keys aren't set, or a certificate can't be read.
     """
 
     def __init__(
@@ -200,7 +201,12 @@ class GatewayServer:
         self._parent = parent
         self._listener = listener
         self._metrics = Metrics()
-        self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body, metrics=self._metrics)
+        self._context = Context(
+            max_queue=settings.max_queue,
+            max_body=settings.max_body,
+            metrics=self._metrics,
+            keys=Keys(client_keys(settings)),
+        )
         app = App(self._context)
         self._http = GatewayHttpServer(http_config(app))
         self._batches = Batches(

@@ -16,7 +16,7 @@ from typing import Any, Final
 from gateway.api.context import Context
 from gateway.app import App
 from gateway.fleet.upstream.options import UpstreamOptions
-from gateway.keys import Keys
+from gateway.keys import Keys, client_keys, secret
 from gateway.lane.placer import placing
 from gateway.lane.protocol import close_idle, protocol
 from gateway.lane.service import Passing
@@ -159,24 +159,5 @@ def options(settings: Settings) -> UpstreamOptions:
         first_byte=settings.upstream_first_byte_timeout,
         idle=settings.upstream_idle_timeout,
         hedge=settings.hedge or 0.0,
-        key=_secret("--upstream-api-key-env", name) if name is not None else None,
+        key=secret("--upstream-api-key-env", name) if name is not None else None,
     )
-
-
-def client_keys(settings: Settings) -> list[str]:
-    """The keys that clients must have.
-
-    Raises:
-        SettingsError: there is none where there should be.
-    """
-    if settings.api_key_env is None:
-        return []
-    found = [key.strip() for key in _secret("--api-key-env", settings.api_key_env).split(",")]
-    return [key for key in found if key]
-
-
-def _secret(option: str, name: str) -> str:
-    value = os.environ.get(name, "").strip()
-    if not value.strip(", ") or not value.isascii() or not value.isprintable():
-        raise SettingsError(f"{option} {name}: the environment variable {name} has no key in it")
-    return value

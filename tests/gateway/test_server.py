@@ -124,6 +124,31 @@ def test_it_says_that_it_is_ready_and_then_is(model_folder: Path, started: list[
     assert not worker.is_running()
 
 
+def test_who_has_no_key_is_not_answered(
+    model_folder: Path, started: list[Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEYS", "sk-one,sk-two")
+    served = Served(model_folder, api_key_env="TEST_KEYS")
+    started.append(served)
+    served.ready()
+
+    async def ask(*headers: str) -> Answer:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        head, _, body = request_bytes("POST", "/v1/completions", LONG | {"stream": False}).partition(b"\r\n\r\n")
+        writer.write(b"\r\n".join([head, *(header.encode() for header in headers)]) + b"\r\n\r\n" + body)
+        answer = await read_answer(reader)
+        writer.close()
+        return answer
+
+    async def scenario() -> None:
+        for wrong in ((), ("authorization: Bearer sk-on",)):
+            refused = await ask(*wrong)
+            assert (refused.status, refused.json["error"]["code"]) == (401, "invalid_api_key")
+        assert (await ask("authorization: Bearer sk-two")).status == 200
+
+    run_scenario(scenario())
+
+
 def test_it_is_alive_while_it_loads(model_folder: Path, started: list[Served]) -> None:
     served = Served(model_folder, "--never-loaded", port=free_port())
     started.append(served)

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.lane.server import client_keys, options
+from gateway.keys import client_keys
+from gateway.lane.server import options
 from gateway.settings import Settings, SettingsError
 from tests.gateway.harness import run
 from tests.gateway.lane.harness import chat
