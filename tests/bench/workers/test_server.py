@@ -249,7 +249,7 @@ def test_its_cache_can_be_followed_and_what_was_missed_replayed(tmp_path: Path) 
         subscriber.connect(events)
         subscriber.subscribe("")
         asker.connect(replays)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         async with asyncio.timeout(20), running(publisher) as here:
             body = {"return_token_ids": True}
             told: Any = await here.client.completions.create(
@@ -269,7 +269,8 @@ def test_its_cache_can_be_followed_and_what_was_missed_replayed(tmp_path: Path) 
             assert hashes == expected
             assert sequences == list(range(len(sequences)))
             await asker.send_multipart([b"", (1).to_bytes(8, "big")])
-            publisher.serve_replays()
+            while not await asker.poll(5):
+                publisher.serve_replays()
             replayed = [(await asker.recv_multipart())[1] for _ in sequences]
             assert replayed == [number.to_bytes(8, "big", signed=True) for number in [*sequences[1:], -1]]
         context.destroy(linger=0)
