@@ -202,9 +202,7 @@ class Trace(Load):
 
     def outlines(self) -> Iterator[Outline]:
         duration = self.duration if self.arrivals is None else None
-        window = Window(
-            self.start, duration, self.speed, self.requests, self.spread, self.most_input, self.most_output
-        )
+        window = Window(self.start, duration, self.speed, self.requests, self.spread, self.most_input, self.most_output)
         rows = read_trace(self.path, window)
         if self.arrivals is None:
             for index, row in enumerate(rows):
