@@ -26,8 +26,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "| side | requests/s, 64 connections | CPU µs/request | 1 connection p50 / p99 µs | added p50 / p99 µs | "
-        "64 streams of 20 ms: TTFT p50, transit p50 / p99 µs | CPU µs/chunk (64 streams of 5 ms) | 64 KB: requests/s | MiB | "
-        "foreign CPU |"
+        "64 streams of 20 ms: TTFT p50, transit p50 / p99 µs | CPU µs/chunk (64 streams of 5 ms) | 64 KB: requests/s "
+        "| MiB | foreign CPU |"
     )
     yield "| --- " * 10 + "|"
     direct = sides["direct"]

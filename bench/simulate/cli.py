@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.load import workload
+from scheduler.placement.config import POLICIES
 
 if TYPE_CHECKING:
     from bench.load.workload import Load
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MACHINE: Final = "h200/llama-3.1-8b"
 _LINE_PERIOD: Final = 5.0
+_PRODUCTION: Final = tuple(name for name in POLICIES if name != "round-robin")
 _EPILOG: Final = """\
 examples:
   penstock bench simulate --arrivals poisson:12 --requests 5000 --input lognormal:1000,0.9 --slo ttft=1s,tpot=50ms
@@ -70,10 +72,11 @@ def _add_fleet(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=_positive(int), default=1, metavar="N", help="how many there are, all alike (default: 1)")
     add(
         "--placement",
-        choices=("round-robin", "least-outstanding", "prefix-hash", "match-minus-load"),
+        choices=("round-robin", "least-outstanding", "prefix-hash", "match-minus-load", *_PRODUCTION),
         default="round-robin",
-        help="which worker gets a request: the next; the one with the fewest tokens under way; by a hash of the "
-        "prompt's first 1,024 tokens; or the one with the fewest prompt tokens to compute, cached ones left out "
+        help="which worker gets a request. Rules that see the workers as they are: the next; the one with the fewest "
+        "tokens under way; by a hash of the prompt's first 1,024 tokens; or the one with the fewest prompt tokens to "
+        f"compute, cached ones left out. As penstock serve does it, on late news: {', '.join(_PRODUCTION)} "
         "(default: round-robin)",
     )
     add(

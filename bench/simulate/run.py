@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +14,11 @@ from bench.load.summary import Slo, Summary, as_json, as_text, summarize
 from bench.load.workload import Load
 from bench.machine import version_of
 from bench.simulate.fleet import Fleet, Progress
-from bench.simulate.policies import PLACEMENTS
+from bench.simulate.gateway import Gateway, placing
+from bench.simulate.policies import PLACEMENTS, Placement
 from bench.simulate.series import Extras
-from bench.simulate.worker import Setting
+from bench.simulate.worker import Setting, SimWorker
+from scheduler.placement import PlacementConfig, Placer
 
 SERIES: Final = "series.json"
 
@@ -33,7 +35,7 @@ def simulate(
     fleet = Fleet(
         setting,
         args.workers,
-        PLACEMENTS[args.placement](),
+        gateway_of(args.placement),
         interval=args.interval,
         tenant_of=(lambda one: one.group) if args.tenants == "groups" else (lambda one: ""),
     )
@@ -56,6 +58,13 @@ def simulate(
     (folder / TEXT).write_text(as_text(summary) + extras_text(extras))
     (folder / SERIES).write_bytes(msgspec.json.format(msgspec.json.encode(fleet.series), indent=0) + b"\n")
     return summary, extras
+
+
+def gateway_of(name: str) -> Placement | Callable[[Sequence[SimWorker]], Gateway]:
+    """A simple rule that sees the workers as they are, or production's placer, which hears of them."""
+    if name in PLACEMENTS:
+        return PLACEMENTS[name]()
+    return placing(lambda: Placer(PlacementConfig(policy=name)))
 
 
 def extras_text(extras: Extras) -> str:
