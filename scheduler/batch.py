@@ -31,6 +31,7 @@ __all__ = ["LoadReport", "Plan", "Request", "Scheduler", "SchedulerConfig", "Sli
 
 _due = attrgetter("due")
 _NOTHING = Work(0, 0, 0, 0)
+_AHEAD_ROOM = 2 / 3  # of the pool, and of the places, that tenants may fill up that had more than their share
 
 
 class Scheduler(Generic[R]):
@@ -81,7 +82,7 @@ class Scheduler(Generic[R]):
         lane = self._lanes[request.background]
         lane.owe(request, len(request.tokens) - min(self.pool.probe(request.sought) * size, request.given - 1))
         lane.line.add(request)
-        if request.priority > lane.shut_priority:
+        if request.priority > lane.shut_priority or lane.shut_ahead:
             lane.shut = False
 
     def abort(self, uid: int) -> bool:
@@ -346,6 +347,7 @@ class Scheduler(Generic[R]):
                 pool.release(held, lane.background)
                 lane.shut = True
                 lane.shut_priority = request.priority
+                lane.shut_ahead = lane.line.ahead(request.tenant)
                 return False
             self._preempt(victim)
             if forecast is not None:
@@ -370,7 +372,9 @@ class Scheduler(Generic[R]):
     def _has_room(self, lane: Lane[R], request: R, need: int, forecast: Forecast | None) -> bool:
         pool = self.pool
         running, free, used = lane.running, pool.free, pool.used
-        if running >= self.config.max_running:
+        # Who has had more than its share leaves room for others to come.
+        share = _AHEAD_ROOM if running and lane.line.ahead(request.tenant) else 1.0
+        if running >= share * self.config.max_running or used + need > share * pool.num_blocks + pool.recallable:
             return False
         if lane.background:
             if running and pool.recallable + need > self.config.background_kv * pool.num_blocks:
@@ -381,7 +385,8 @@ class Scheduler(Generic[R]):
             used -= pool.recallable
         if need > free:
             return False
-        return not running or forecast is None or forecast.admit(request, need, used + need, pool.num_blocks)
+        total = int(share * pool.num_blocks)
+        return not running or forecast is None or forecast.admit(request, need, used + need, total)
 
     def _recall(self) -> None:
         """Take the KV of a background request away, for the foreground."""

@@ -34,6 +34,7 @@ class Lane(Generic[R]):
         "preempted",
         "prefilling",
         "shut",
+        "shut_ahead",
         "shut_priority",
     )
 
@@ -51,9 +52,11 @@ class Lane(Generic[R]):
         self.needy: list[R] = []
         # Who lost its KV in the step that is being planned.
         self.preempted: list[R] = []
-        # No request was admitted when last tried, and none has let go of anything since; and the priority tried.
+        # No request was admitted when last tried, and none has let go of anything since; the priority tried, and
+        # whether its tenant had had more than its share: others may have more room.
         self.shut = False
         self.shut_priority = 0
+        self.shut_ahead = False
         # Prefill that everybody together still has to compute: tokens, and (query, key) pairs.
         self.owed_tokens = 0
         self.owed_pairs = 0

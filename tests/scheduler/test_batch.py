@@ -596,3 +596,18 @@ def test_a_request_that_draws_no_token_is_over() -> None:
     assert (report.running, report.output_tokens_total) == (1, 1)
     assert embedded.tokens == embedded.tokens[:9] and embedded.blocks == []
     assert scheduler.pool.probe(embedded.hashes) == 2  # what it computed is found by others
+
+
+def test_who_is_ahead_leaves_room_in_the_pool_for_others() -> None:
+    def run(fairness: bool) -> list[int]:
+        scheduler = make_scheduler(blocks=60, block_size=16, fairness=fairness, lookahead=False, quantum=16)
+        scheduler.add(make_request(99, 8, output=1, tenant="modest"), 0.0)
+        for uid in range(12):
+            scheduler.add(make_request(uid, 100, output=50, tenant="greedy"), 0.0)
+        for _ in range(20):
+            run_step(scheduler)
+        scheduler.add(make_request(100, 200, output=50, tenant="modest"), 1.0)
+        return [piece.request.uid for piece in run_step(scheduler).slices]
+
+    assert 100 in run(fairness=True)
+    assert 100 not in run(fairness=False)
