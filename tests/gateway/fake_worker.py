@@ -151,7 +151,9 @@ class FakeWorker:
         self.followed = 0
         self.loaded = asyncio.Event()
         self.loaded.set()
+        # By id; those of a second gateway, which has numbers of its own, are moved out of the way of the first's.
         self.running: dict[int, _Running] = {}
+        self._moved: dict[asyncio.StreamWriter, int] = {}
         self.arrived = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -191,13 +193,14 @@ class FakeWorker:
     def step(self) -> None:
         """One engine step: a token for each request, one frame for each connection."""
         frames: dict[asyncio.StreamWriter, list[Output]] = {}
-        for id, request in list(self.running.items()):
+        for key, request in list(self.running.items()):
+            id = key - self._moved[request.connection]
             tokens = request.tokens[request.sent : request.sent + 1]
             first = request.sent == request.submit.answered
             request.sent += 1
             finish = request.finish if request.sent >= len(request.tokens) else None
             if finish:
-                del self.running[id]
+                del self.running[key]
             output = Output(id, tokens, [-0.5] * len(tokens), [0.5] * len(tokens), finish, self.cached if first else 0)
             frames.setdefault(request.connection, []).append(_scored(output, request.submit, first))
         for writer, outputs in frames.items():
@@ -225,6 +228,7 @@ class FakeWorker:
                 self.ended.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._moved[writer] = 1_000_000 * len(self._moved) if self._writers else 0
         self._writers.add(writer)
         writer.write(frame(Progress("reading weights", 1, 2)))
         await self.loaded.wait()
@@ -239,6 +243,7 @@ class FakeWorker:
         except (ConnectionError, asyncio.CancelledError):
             pass
         self._writers.discard(writer)
+        self.running = {key: one for key, one in self.running.items() if one.connection is not writer}
         writer.close()
         self.arrived.set()
 
@@ -252,12 +257,12 @@ class FakeWorker:
                 if self.refuse is not None:
                     writer.write(frame(Failed(message.id, *self.refuse)))
                     return
-                self.running[message.id] = _Running(message, self.script(message), writer)
+                self.running[message.id + self._moved[writer]] = _Running(message, self.script(message), writer)
                 self._work.set()
             case Abort():
                 self.aborted += message.ids
                 for id in message.ids:
-                    self.running.pop(id, None)
+                    self.running.pop(id + self._moved[writer], None)
             case Follow():
                 self.followed += 1
             case Drain():
