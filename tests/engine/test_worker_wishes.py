@@ -81,14 +81,14 @@ def hidden_states(folder: Path, tokens: list[int]) -> torch.Tensor:
 def test_hello_says_what_it_can(worker: Path) -> None:
     with LinkClient(worker) as client:
         hello = client.hello()
-        assert hello.capabilities == ("grammar",)
+        assert hello.capabilities == ("blocks", "grammar")
         assert hello.embedding_size == 96
 
 
 def test_without_a_tokenizer_there_are_no_grammars(tmp_path: Path) -> None:
     folder, path = llama_folder(tmp_path / "model"), tmp_path / "w.sock"
     with start_worker(folder, path, "--kv-memory", "4MiB") as process, LinkClient(path, process) as client:
-        assert client.hello().capabilities == ()
+        assert client.hello().capabilities == ("blocks",)
         client.submit(1, PROMPT, Sampling(max_tokens=5, grammar=CODE))
         failed = failure(client, 1)
         assert failed.code == "invalid_request"

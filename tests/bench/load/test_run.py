@@ -24,7 +24,7 @@ FEW = ("--arrivals", "constant:100", "--requests", "20", "--input", "5", "--outp
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_report", lambda folder: None)
+    monkeypatch.setattr(run_module, "report", lambda folder: None)
 
 
 def bench(*words: str) -> int:
