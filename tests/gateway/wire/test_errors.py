@@ -37,6 +37,9 @@ ALL: list[tuple[ApiError, int, str, str | None]] = [
     (errors.overloaded(1.2), 429, "overloaded", None),
     (errors.unavailable("starting"), 503, "unavailable", None),
     (errors.internal_error(), 500, "internal_error", None),
+    (errors.invalid_key("No API key was sent."), 401, "invalid_api_key", None),
+    (errors.bad_upstream("It broke off."), 502, "bad_upstream", None),
+    (errors.upstream_timeout("It fell silent."), 504, "upstream_timeout", None),
 ]
 
 
@@ -46,9 +49,8 @@ def test_shape(error: ApiError, status: int, code: str, param: str | None) -> No
     assert list(body) == ["error"] and set(body["error"]) == {"message", "type", "param", "code"}
     assert (error.status, body["error"]["code"], body["error"]["param"]) == (status, code, param)
     assert (error.code, error.param, error.message) == (code, param, str(error)) and error.message
-    assert body["error"]["type"] == {429: "rate_limit_error", 500: "server_error", 503: "server_error"}.get(
-        status, "invalid_request_error"
-    )
+    other = {429: "rate_limit_error"} | dict.fromkeys((500, 502, 503, 504), "server_error")
+    assert body["error"]["type"] == other.get(status, "invalid_request_error")
     assert error.body is error.body  # encoded once
 
 
