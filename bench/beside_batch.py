@@ -24,6 +24,7 @@ import httpx2
 import msgspec
 
 from bench.machine import CpuMeter, Machine, describe
+from bench.publish import publish
 
 MODEL: Final = "penstock-demo"
 ROOT: Final = Path(__file__).parent.parent
@@ -204,8 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = markdown(report)
     print(page)
     if args.out:
-        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-        args.out.with_suffix(".md").write_text(page)
+        publish(args.out, report, page)
     return 0
 
 

@@ -21,6 +21,7 @@ import msgspec
 from bench.engine import MODELS, make_model, rotated
 from bench.machine import CpuMeter, Machine, describe
 from bench.models import SHAPES
+from bench.publish import publish
 from bench.workloads import Workload
 from engine.threads import bound_spinning
 
@@ -209,9 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = markdown(report)
     print(table)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-        args.out.with_suffix(".md").write_text(table)
+        publish(args.out, report, table)
     return 0
 
 

@@ -21,6 +21,7 @@ import msgspec
 from bench.engine_report import Comparison, SideRun, markdown
 from bench.machine import describe
 from bench.models import SHAPES
+from bench.publish import publish
 from bench.sides import Timing
 from bench.workloads import WORKLOADS
 from engine.threads import SPIN_ROUNDS
@@ -178,9 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(page)
     out: Path | None = args.out
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
-        out.with_suffix(".md").write_text(page)
+        publish(out, comparison, page)
     return 0
 
 

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from bench.machine import Machine, describe, version_of
+from bench.publish import publish
 from scheduler.placement import Job, PlacementConfig, Placer, WorkerInfo
 from scheduler.prefix_index import Chain, PrefixIndex, chain
 
@@ -168,8 +169,7 @@ def main() -> None:
     ]
     versions = {name: version_of(name) for name in ("penstock", "numba", "numpy")}
     result = Result(datetime.date.today().isoformat(), describe(), versions, rows, a_job())
-    args.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-    args.out.with_suffix(".md").write_text(page(result))
+    publish(args.out, result, page(result))
     print(page(result), end="")
 
 

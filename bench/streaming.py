@@ -26,6 +26,7 @@ from bench.beside_batch import start_server
 from bench.constrained import make_folder
 from bench.machine import CpuMeter, Machine, describe
 from bench.models import SHAPES
+from bench.publish import publish
 from bench.workloads import WORKLOADS
 
 
@@ -157,8 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = markdown(report)
     print(page, end="")
     if options.out is not None:
-        options.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-        options.out.with_suffix(".md").write_text(page)
+        publish(options.out, report, page)
     return 0
 
 

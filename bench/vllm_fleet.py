@@ -27,6 +27,7 @@ import msgspec
 
 from bench.engine import make_model
 from bench.machine import CpuMeter, Machine, describe
+from bench.publish import publish
 from engine.link import Failed, FrameReader, Hello, Output, Sampling, Step, Submit, decode_to_gateway, frame
 from engine.options import VLLM_START
 from gateway.fleet.kv_events import KvEvents
@@ -341,8 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = markdown(report)
     print(page)
     if args.out:
-        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
-        args.out.with_suffix(".md").write_text(page)
+        publish(args.out, report, page)
     return 0
 
 

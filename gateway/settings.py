@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.link import parse_address
+from scheduler.policies import Policy
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -239,17 +240,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 15.0
     placement: Annotated[
-        Literal[
-            "held",
-            "immediate",
-            "predicted-ttft",
-            "prefix-load",
-            "lmetric",
-            "least-load",
-            "two-choices",
-            "round-robin",
-            "session",
-        ],
+        Policy,
         Meta(
             description="how one of several workers is chosen for a request: held lets requests wait in the gateway "
             "until a worker is about to have nothing to do, and goes by caches and work"

@@ -196,7 +196,7 @@ class Line(Generic[R]):
         self._leave_if_idle(tenant)
 
     def ahead(self, tenant: str) -> bool:
-        """Whether a tenant has had more than its share lately: others go first, and its deadlines don't bind."""
+        """Whether a tenant has had more than its share lately: others go first, and it leaves room for them."""
         return self._config.fairness and self.usage.ahead(tenant)
 
     def charge_output(self, request: R) -> None:

@@ -1,8 +1,8 @@
 """Who has had more than its share lately?
 
 Each tenant's service is added up and forgotten again with a time constant, so that what counts is about the last half
-minute. A tenant is *ahead* when it has had clearly more than the mean of all that were served in that time. While
-others wait, what is promised to a tenant that is ahead doesn't bind.
+minute. A tenant is *ahead* when it has had clearly more than the mean of all that were served in that time. Others
+then go first, and it leaves room for them in steps and in the pool.
 """
 
 from math import exp

@@ -24,6 +24,7 @@ from bench.load.measure import Plan, measure
 from bench.load.processes import read_parts
 from bench.load.records import Record
 from bench.machine import CpuMeter, describe
+from bench.publish import publish
 from bench.routers import sides as sides_
 from bench.routers.figures import Judging, Run, Use, imbalance, judge
 from bench.routers.fleet import MODEL, FleetError, Process, Worker, router, workers
@@ -226,9 +227,7 @@ class _Watch:
 
 
 def _write(path: Path, results: Results) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    path.with_suffix(".md").write_text(markdown(results))
+    publish(path, results, markdown(results))
 
 
 def _line(run: Run) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.load import workload
-from scheduler.placement.config import POLICIES
+from bench.publish import publish
+from scheduler.policies import POLICIES
 
 if TYPE_CHECKING:
     from bench.load.workload import Load
@@ -339,13 +340,10 @@ def _placement_figures(args: argparse.Namespace) -> int:
 
 def _keep(out: Path | None, result: Any, page: str) -> int:
     """Print a page, and keep the figures as JSON and the page beside them."""
-    import msgspec
 
     print(page, end="")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-        out.with_suffix(".md").write_text(page)
+        publish(out, result, page)
     return 0
 
 

@@ -5,10 +5,11 @@ A `Placer` is told what happens: jobs arrive, progress and end; workers come, re
 simulator.
 """
 
-from scheduler.placement.config import POLICIES, PlacementConfig
+from scheduler.placement.config import PlacementConfig
 from scheduler.placement.job import Decision, Job, Placed, Refused
 from scheduler.placement.placer import Placer
 from scheduler.placement.worker import Report, Worker, WorkerInfo
+from scheduler.policies import POLICIES
 
 __all__ = [
     "POLICIES",

@@ -1,20 +1,8 @@
 """What can be set about placement?"""
 
 from dataclasses import dataclass
-from typing import Final
 
-POLICIES: Final = (
-    "held",
-    "immediate",
-    "predicted-ttft",
-    "prefix-load",
-    "lmetric",
-    "least-load",
-    "two-choices",
-    "round-robin",
-    "session",
-)
-"""Ways to choose a worker, by name; `scheduler.placement.policies` says what each does."""
+from scheduler.policies import POLICIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
