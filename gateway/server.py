@@ -238,6 +238,7 @@ class GatewayServer:
         try:
             await asyncio.wait({life, abandoned}, return_when=asyncio.FIRST_COMPLETED)
             if self._abandon.is_set():
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it takes our leaving for requests' faults
                 return 130
             return life.result()
         finally:

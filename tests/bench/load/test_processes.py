@@ -44,12 +44,11 @@ def test_a_run_is_ended_when_its_watcher_says_so(tmp_path: Path) -> None:
 
     def notify(progress: Progress, clients: Clients) -> bool:
         seen.append(progress)
-        return progress.offered > 20
+        return progress.offered > 20 and any(one.waiting < one.offered for one in seen)
 
     with Stub(lambda body: Plan(ends="never")) as stub:
         progress, parts = run(stub, tmp_path, map(an_ask, range(10**9)), notify=notify)
-    assert progress.interrupted == progress.offered > 20
-    assert seen[-1].waiting == 0  # all have tokens, though none will end
+    assert progress.interrupted == progress.offered > 20  # though some had tokens, none had ended
     assert not list(read_parts(parts))
 
 
