@@ -238,7 +238,8 @@ class GatewayServer:
         try:
             await asyncio.wait({life, abandoned}, return_when=asyncio.FIRST_COMPLETED)
             if self._abandon.is_set():
-                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it takes our leaving for requests' faults
+                # uvicorn takes our leaving for the requests' own faults
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
                 return 130
             return life.result()
         finally:
