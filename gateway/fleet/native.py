@@ -178,13 +178,18 @@ class OutputStream:
         """The requests that have neither ended nor been aborted."""
         return frozenset(self._asks)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling, **more: Unpack[SubmitOptions]) -> int:
+    def submit(
+        self, prompt: Sequence[int], sampling: Sampling, answer: Sequence[int] = (), **more: Unpack[SubmitOptions]
+    ) -> int:
         """Begin a request for the token ids of ``prompt``; returns the ``id`` that its outputs bear.
+
+        ``answer`` is what there is of its answer already: it goes on from there.
 
         Raises:
             WorkerLost: there is nobody to take it.
         """
         ask = Ask(self, next(_ids), prompt, sampling, more)
+        ask.answer += answer
         ask.since = self._carrier.loop.time()
         self._carrier.submit(ask)
         self._asks[ask.id] = ask
@@ -284,11 +289,14 @@ class WorkerLink(asyncio.Protocol):
     """A connection to one worker. Made by `connect`; belongs to one event loop.
 
     With a ``secret`` both sides prove that they know it before anything else is said. ``heard`` is when the worker last
-    sent anything (the event loop's clock).
+    sent anything (the event loop's clock). ``remote``: over TCP, where a peer can be gone without a word.
     """
 
-    def __init__(self, owner: LinkOwner, loop: asyncio.AbstractEventLoop, secret: bytes = b"") -> None:
+    def __init__(
+        self, owner: LinkOwner, loop: asyncio.AbstractEventLoop, secret: bytes = b"", remote: bool = False
+    ) -> None:
         self.loop = loop
+        self.remote = remote
         self.hello: Hello | None = None
         self.heard = loop.time()
         self._owner = owner
@@ -465,7 +473,7 @@ async def connect(address: str, owner: LinkOwner, secret: bytes = b"", tls: ssl.
     if isinstance(where, str):
         _, link = await loop.create_unix_connection(lambda: WorkerLink(owner, loop), where)
     else:
-        _, link = await loop.create_connection(lambda: WorkerLink(owner, loop, secret), *where, ssl=tls)
+        _, link = await loop.create_connection(lambda: WorkerLink(owner, loop, secret, True), *where, ssl=tls)
     return link
 
 

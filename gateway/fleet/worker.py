@@ -140,11 +140,21 @@ class Worker:
             self._link.close()
 
     def check(self, now: float, lost_after: float) -> None:
-        """Look whether it has been silent for longer than it promised to be; ``now`` is the event loop's clock."""
-        link = self.link
-        if link is None or link.hello is None or not link.hello.heartbeat:
+        """Look whether it has been silent for longer than it promised to be; ``now`` is the event loop's clock.
+
+        A worker promises nothing before its `Hello`. Of one on this host the system says when it has gone; of one
+        elsewhere nothing may ever be heard again, and to connect anew costs nothing.
+        """
+        link = self._link
+        if link is None:
             return
         silent = now - link.heard
+        if link.hello is None:
+            if link.remote and silent > lost_after:
+                link.give_up(f"it said nothing for {lost_after:g} s, and hadn't said yet that it is ready")
+            return
+        if not link.hello.heartbeat:
+            return
         if silent > lost_after:
             log.error("worker=%s has been silent for %.1f s: taking it for lost", self.name, silent)
             link.give_up(f"the worker was silent for {silent:.1f} s")

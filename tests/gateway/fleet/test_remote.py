@@ -4,19 +4,20 @@ import asyncio
 import ssl
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from engine.connections import Connections, server_tls
-from engine.link import PROTOCOL, Challenge, Hello, Welcome, frame, parse_address
+from engine.link import PROTOCOL, Challenge, Hello, Welcome, frame
 from gateway.fleet.remote import RemoteWorker
 from gateway.fleet.worker import Worker
 from gateway.telemetry.metrics import Metrics
 from tests.engine.test_connections import certificate
 from tests.gateway.fleet.processes import PATIENCE, WORKER, Serve, start
+from tests.gateway.fleet.wire import Wire
 from tests.gateway.harness import run
 
 RIGHT = b"between us"
@@ -44,51 +45,6 @@ def _address(process: "subprocess.Popen[str]") -> str:
         if "listening on " in line:
             return line.rpartition(" ")[2].strip()
     raise RuntimeError("the worker did not start")
-
-
-class Wire:
-    """A proxy before a worker, which forwards, swallows everything without a word, or adds bytes of its own."""
-
-    def __init__(self, target: str) -> None:
-        _, where = parse_address(target)
-        assert not isinstance(where, str)
-        self.target = where
-        self.open = asyncio.Event()
-        self.open.set()
-        self.garbage = b""
-        self.connections = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @asynccontextmanager
-    async def laid(self) -> AsyncIterator[str]:
-        """The address at which it listens."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        try:
-            yield f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        there, back = await asyncio.open_connection(*self.target)
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._forward(source, sink, to_gateway=sink is writer))
-            self._tasks.add(task)
-
-    async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, to_gateway: bool) -> None:
-        try:
-            while data := await source.read(1 << 16):
-                await self.open.wait()
-                if to_gateway and self.garbage:
-                    data, self.garbage = self.garbage, b""
-                sink.write(data)
-        except (ConnectionError, OSError):
-            pass
-        finally:
-            sink.close()
 
 
 def test_answers_survive_a_network_that_swallows_and_one_that_mangles(address: str, tmp_path: Path) -> None:
@@ -127,6 +83,33 @@ def test_answers_survive_a_network_that_swallows_and_one_that_mangles(address: s
                 err = await asyncio.to_thread(served.end)
                 assert "Traceback" not in err
                 assert "has been silent" in err and "what is no message" in err
+
+    run(scenario(), PATIENCE)
+
+
+def test_a_connection_that_carries_nothing_is_given_up(address: str, tmp_path: Path) -> None:
+    """Half-open before the worker has said what it is: nothing was promised, nothing breaks, nothing ever comes."""
+
+    async def scenario() -> None:
+        silent = Wire(address)
+        silent.open.clear()
+        async with silent.laid() as first:
+            served = Serve(
+                *("--worker", first, "--worker", address, "--worker-secret-env", "FLEET_SECRET"),
+                *("--worker-timeout", "0.5"),
+                state=tmp_path,
+                **SECRET,
+            )
+            with await asyncio.to_thread(served.ready):
+                assert (await served.ask({"prompt": "a", "max_tokens": 1})).status == 200
+                while silent.connections < 2:
+                    await asyncio.sleep(0.02)
+                silent.open.set()
+                while await served.metric("penstock_worker_up") < 2:
+                    await asyncio.sleep(0.02)
+                err = await asyncio.to_thread(served.end)
+                assert "Traceback" not in err
+                assert err.count("it said nothing for 0.5 s") == 1
 
     run(scenario(), PATIENCE)
 
