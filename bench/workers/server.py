@@ -98,7 +98,9 @@ class Service:
         asked = _decoded(_COMPLETION, body)
         prompt = asked.prompt
         tokens = self.worker.codec.encode(prompt) if isinstance(prompt, str) else prompt
-        self._generate(asked, tokens, connection, "cmpl")
+        if not 0 <= asked.answered < max(1, min(len(tokens), asked.wanted)):
+            raise errors.invalid_value("answered", "it leaves no prompt, or nothing of the answer to go on with")
+        self._generate(asked, tokens, connection, "cmpl", asked.answered)
 
     def _render(self, body: bytes, connection: "Connection") -> Reply:
         asked = _decoded(_CHAT, body)
@@ -118,7 +120,12 @@ class Service:
             raise errors.ApiError(400, "a simulated worker gives one choice", code="invalid_value", param="n")
 
     def _generate(
-        self, asked: ChatRequest | CompletionRequest, tokens: list[int], connection: "Connection", kind: str
+        self,
+        asked: ChatRequest | CompletionRequest,
+        tokens: list[int],
+        connection: "Connection",
+        kind: str,
+        answered: int = 0,
     ) -> None:
         self._check(asked)
         stream = bool(asked.stream)
@@ -127,12 +134,13 @@ class Service:
             self.model,
             chat=kind == "chatcmpl",
             stream=stream,
-            prompt_ids=list(tokens) if asked.return_token_ids else None,
+            prompt_ids=tokens[: len(tokens) - answered] if asked.return_token_ids else None,
         )
         counted = asked.stream_options is not None and asked.stream_options.include_usage
         exchange = _Streaming(connection, answer, counted) if stream else _Collecting(connection, answer)
+        exchange.answered = answered
         try:
-            exchange.request = self.worker.submit(tokens, asked.wanted, exchange.take, asked.priority or 0)
+            exchange.request = self.worker.submit(tokens, asked.wanted - answered, exchange.take, asked.priority or 0)
         except ValueError as error:
             code = "context_length_exceeded" if asked.wanted > 0 else "invalid_value"
             raise errors.ApiError(400, str(error), code=code) from None
@@ -145,6 +153,7 @@ class _Exchange:
     """An answer under way, to which the worker gives words."""
 
     request: LiveRequest
+    answered = 0
 
     def __init__(self, connection: "Connection", answer: Answer) -> None:
         self._connection = connection
@@ -156,7 +165,8 @@ class _Exchange:
 
     def _usage(self) -> dict[str, Any]:
         request = self.request
-        return usage(request.prompt_len, request.cached, request.generated)
+        prompt = request.prompt_len - self.answered
+        return usage(prompt, min(request.cached, prompt), request.generated + self.answered)
 
 
 class _Streaming(_Exchange):

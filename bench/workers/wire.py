@@ -72,9 +72,13 @@ class ChatRequest(_Asked, kw_only=True):
 
 
 class CompletionRequest(_Asked, kw_only=True):
-    """The body of ``/v1/completions``; of several prompts only one may be given."""
+    """The body of ``/v1/completions``; of several prompts only one may be given.
+
+    ``answered``, as with Penstock: so many of the prompt's last tokens are the beginning of the answer.
+    """
 
     prompt: str | list[TokenId]
+    answered: int = 0
 
 
 class Answer:

@@ -36,8 +36,14 @@ class ChatForm:
         self._prompt: Usage | None = None
         self._counts: dict[int, int] = {}
 
-    def begin(self, usage: Usage) -> bytes:
+    def begin(self, usage: Usage, prompts: Sequence[Sequence[int]] = ()) -> bytes:
         self._prompt = usage
+        if self._request.return_token_ids and prompts:
+            role = chat.Delta(role="assistant", content="")
+            return b"".join(
+                self._events.event(chat.ChunkChoice(index, role), prompt_token_ids=list(prompt))
+                for index, prompt in enumerate(prompts)
+            )
         return b"".join(self._events.role(index) for index in range(self._request.n or 1))
 
     def delta(self, index: int, delta: Delta) -> bytes:

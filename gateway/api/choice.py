@@ -9,6 +9,7 @@ from gateway.api.scores import output_scores, prompt_scores
 from gateway.text.parts import AnswerParser, Content, Part, Reasoning, ToolCallArguments, ToolCallBegin
 from gateway.text.stops import StopStrings
 from gateway.text.tokenizer import Tokenizer
+from gateway.wire import errors
 from gateway.wire.generation import FinishReason, GenerationRequest
 
 
@@ -80,6 +81,19 @@ class Choice:
     def complete(self) -> bool:
         """Whether `reason` is set."""
         return self.reason is not None
+
+    def resume(self, answer: Sequence[int]) -> None:
+        """Take the beginning of the answer, which its reader has already: it counts, and its text isn't sent again.
+
+        Raises:
+            ApiError: 400, a stop string has ended it.
+        """
+        text = self._detokenizer.push(answer)
+        if self._stops is not None:
+            self._stops.push(text)
+            if self._stops.matched is not None:
+                raise errors.invalid_value("answered", "the answer so far has ended, with a stop string")
+        self.completion_tokens = len(answer)
 
     def push(self, output: Output) -> Delta:
         """What ``output`` brought, after which `reason` may be set; then nothing more is to come."""

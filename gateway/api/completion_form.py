@@ -33,9 +33,12 @@ class CompletionForm:
         self._prompt: Usage | None = None
         self._counts: dict[int, int] = {}
         self._offsets: dict[int, int] = {}
+        self._prompts: dict[int, Sequence[int]] = {}
 
-    def begin(self, usage: Usage) -> bytes:
+    def begin(self, usage: Usage, prompts: Sequence[Sequence[int]] = ()) -> bytes:
         self._prompt = usage
+        if self._request.return_token_ids:
+            self._prompts = dict(enumerate(prompts))
         return b""
 
     def delta(self, index: int, delta: Delta) -> bytes:
@@ -44,10 +47,12 @@ class CompletionForm:
         self._counts[index] = delta.completion_tokens
         if not delta.text and not delta.tokens:
             return b""
+        prompt = self._prompts.pop(index, None)
         choice = completions.CompletionChoice(
             index,
             delta.text,
             logprobs=self._logprobs(delta.tokens, self._offsets.get(index, 0)),
+            prompt_token_ids=list(prompt) if prompt is not None else msgspec.UNSET,
             token_ids=[token.id for token in delta.tokens] if self._request.return_token_ids else msgspec.UNSET,
         )
         self._offsets[index] = self._offsets.get(index, 0) + len(delta.text)

@@ -25,5 +25,6 @@ async def text_completions(context: Context, exchange: Exchange) -> None:
         default_max_tokens=completions.DEFAULT_MAX_TOKENS,
         grammar=await grammar_of(model, request.shape()),
         echo=bool(request.echo),
+        answered=request.answered or 0,
     )
     await Generation(context, exchange, model, request, form, plan).answer(prompts)

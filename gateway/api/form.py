@@ -70,8 +70,11 @@ class Answer(msgspec.Struct):
 class Form(Protocol):
     """How one endpoint writes the answers to one request. Every method returns complete events, or no bytes at all."""
 
-    def begin(self, usage: Usage) -> bytes:
-        """The events before the first delta, once the first token has come. ``usage`` is that of the prompt alone."""
+    def begin(self, usage: Usage, prompts: Sequence[Sequence[int]] = ()) -> bytes:
+        """The events before the first delta, once the first token has come.
+
+        ``usage`` is that of the prompt alone; ``prompts`` has the token ids of each choice's prompt.
+        """
 
     def delta(self, index: int, delta: Delta) -> bytes:
         """More of choice ``index``. May be called with a delta that has nothing to show."""

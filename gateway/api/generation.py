@@ -31,7 +31,8 @@ class Plan:
 
     ``prompt_param`` is the field that they came in, for errors. ``grammar`` is what every answer must match.
     ``make_parser`` makes what takes an answer apart; without it there are no parts. ``kept`` are special tokens that
-    are part of the text all the same. ``echo`` puts the prompt before its answer.
+    are part of the text all the same. ``echo`` puts the prompt before its answer. ``answered`` of the only
+    prompt's last tokens are the beginning of its answer.
     """
 
     prompt_param: Literal["messages", "prompt"]
@@ -41,6 +42,7 @@ class Plan:
     make_parser: Callable[[], AnswerParser] | None = None
     kept: frozenset[int] = frozenset()
     echo: bool = False
+    answered: int = 0
 
 
 class Generation:
@@ -120,7 +122,7 @@ class Generation:
         bad_words = [word for text in request.bad_words or () for word in model.tokenizer.word_tokens(text)]
         samplings = [
             request.sampling(
-                prompt_tokens=len(prompt),
+                prompt_tokens=len(prompt) - plan.answered,
                 max_model_len=model.max_model_len,
                 vocab_size=model.vocab_size,
                 defaults=model.defaults,
@@ -132,15 +134,18 @@ class Generation:
             for prompt in ids
             if self._has_tokens(prompt)
         ]
-        self._prompt_tokens = sum(map(len, ids))
+        self._prompt_tokens = sum(map(len, ids)) - plan.answered
         mute = request.answer_limit()[1] == 0
         choices = request.n or 1
         for number, (prompt, tokens, sampling) in enumerate(zip(prompts, ids, samplings, strict=True)):
             text = self._echoed(prompt, tokens) if plan.echo else ""
+            split = len(tokens) - plan.answered
+            prompt_ids, answer = (tokens[:split], tokens[split:]) if plan.answered else (tokens, [])
             for choice in range(choices):
                 id = stream.submit(
-                    tokens,
+                    prompt_ids,
                     sampling if choice == 0 else _reseeded(sampling, choice),
+                    answer,
                     tenant=request.user or "",
                     priority=-(request.priority or 0),  # vLLM's: the lower, the earlier; on the link the higher
                     age=time.perf_counter() - self._arrived,
@@ -150,7 +155,10 @@ class Generation:
                 reading = Reading(
                     model.tokenizer, request, plan.make_parser() if plan.make_parser else None, plan.kept, plan.echo
                 )
-                self._choices[id] = Choice(number * choices + choice, tokens, reading, prompt_text=text, mute=mute)
+                made = Choice(number * choices + choice, prompt_ids, reading, prompt_text=text, mute=mute)
+                if answer:
+                    made.resume(answer)
+                self._choices[id] = made
 
     def _has_tokens(self, prompt: list[int]) -> bool:
         if not prompt:
@@ -171,7 +179,7 @@ class Generation:
         await exchange.start_stream()
         open = len(self._choices)
         usage = Usage.of(prompt=self._prompt_tokens, completion=0, cached=outputs[0].cached)
-        events = form.begin(usage)
+        events = form.begin(usage, [choice.answer.prompt for choice in self._choices.values()])
         while True:
             for output in outputs:
                 choice = self._choices[output.id]

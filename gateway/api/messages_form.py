@@ -64,7 +64,7 @@ class MessagesForm:
         self._called = False
         self._stop = StopDelta("end_turn", None)
 
-    def begin(self, usage: Usage) -> bytes:
+    def begin(self, usage: Usage, prompts: Sequence[Sequence[int]] = ()) -> bytes:
         return event(MessageStart(Message(self._id, self._model, [], MessageUsage.of(usage, _TIER))))
 
     def delta(self, index: int, delta: Delta) -> bytes:

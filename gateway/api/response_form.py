@@ -52,7 +52,7 @@ class ResponseForm:
         self._scores: list[TokenScore] = []  # of tokens whose text hasn't come yet
         self._reason: FinishReason = "stop"
 
-    def begin(self, usage: Usage) -> bytes:
+    def begin(self, usage: Usage, prompts: Sequence[Sequence[int]] = ()) -> bytes:
         return self._events.make("response.created", response=self._response) + self._events.make(
             "response.in_progress", response=self._response
         )

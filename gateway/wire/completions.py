@@ -9,6 +9,7 @@ from gateway.wire import errors
 from gateway.wire.chat import PromptLogprobs
 from gateway.wire.decode import BodyDecoder
 from gateway.wire.generation import (
+    INT64,
     MAX_LOGPROBS,
     FinishReason,
     GenerationRequest,
@@ -30,6 +31,9 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     logprobs: int | None = None
     echo: bool | None = None
+    answered: int | None = None
+    """So many of the prompt's last token ids are the beginning of the answer, which goes on: limits, seeds, penalties,
+    stop strings and usage count from where it began, and only what is new comes back. Penstock's own."""
     suffix: str | None = None
     prompt_embeds: Any = None
 
@@ -50,6 +54,23 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     def check(self) -> None:
         super().check()
         check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.answered is not None:
+            self._check_answered(self.answered)
+
+    def _check_answered(self, answered: int) -> None:
+        check_range("answered", answered, 0, INT64 - 1)
+        prompt = self.prompt
+        if isinstance(prompt, str) or not all(isinstance(item, int) for item in prompt):
+            raise errors.invalid_value("answered", "an answer goes on after one prompt of token ids")
+        if self.echo or (self.n or 1) > 1 or self.truncate_prompt_tokens is not None:
+            raise errors.invalid_value(
+                "answered", "an answer that goes on has no 'echo', no 'truncate_prompt_tokens', and 'n' is 1"
+            )
+        limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        if answered and not answered < min(len(prompt), limit):
+            raise errors.invalid_value(
+                "answered", f"{answered} tokens leave no prompt, or nothing of the answer's {limit} to go on with"
+            )
 
     def _least_tokens(self) -> int:
         """With ``echo`` an answer may be empty: that is how the prompt alone is scored."""

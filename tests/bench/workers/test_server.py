@@ -119,7 +119,7 @@ def test_the_next_turn_finds_the_answer_before_it() -> None:
 def test_a_completion_of_token_ids_goes_on_where_another_broke_off() -> None:
     async def scenario(here: Running) -> None:
         ask = here.client.completions.create
-        more = {"return_token_ids": True}
+        more: Any = {"return_token_ids": True}
         whole = await ask(model="simulated", prompt=QUESTION, max_tokens=30, extra_body=more)
         known: Any = whole.choices[0]
         assert len(known.token_ids) == 30
@@ -129,6 +129,12 @@ def test_a_completion_of_token_ids_goes_on_where_another_broke_off() -> None:
         assert "".join(chunk.choices[0].text for chunk in chunks) == known.text[12 * 4 :]
         assert [id for chunk in chunks for id in chunk.choices[0].token_ids] == known.token_ids[12:]
         assert chunks[0].choices[0].prompt_token_ids == before
+        counted = {"include_usage": True}
+        asked: Any = {"model": "simulated", "prompt": before, "max_tokens": 30, "stream_options": counted}
+        rest = await ask(**asked, stream=True, extra_body={**more, "answered": 12})
+        chunks = [chunk async for chunk in rest]
+        assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == known.text[12 * 4 :]
+        assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (len(known.prompt_token_ids), 30)
 
     run(scenario)
 

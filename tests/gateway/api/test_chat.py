@@ -403,6 +403,7 @@ def test_vllms_extras(model_folder: Path) -> None:
             streamed = await gateway.post("/v1/chat/completions", sent)
             chunks = [json.loads(event) for event in streamed.events[:-1]]
             assert [id for chunk in chunks for id in chunk["choices"][0].get("token_ids", [])] == ids
+            assert [chunk["prompt_token_ids"] for chunk in chunks if "prompt_token_ids" in chunk] == [ids]
             assert [chunk["usage"]["completion_tokens"] for chunk in chunks if chunk.get("usage")][-1] == len(ids)
 
     run(scenario())

@@ -241,3 +241,65 @@ def test_echo(model_folder: Path, stream: bool, max_tokens: int) -> None:
             assert scored[0]["top_logprobs"][0] is None
 
     run(scenario())
+
+
+@pytest.mark.parametrize("stop", [None, "lps"])
+def test_an_answer_goes_on_from_its_first_tokens(model_folder: Path, stop: str | None) -> None:
+    """Also from within a character, and from within what may become a stop string: what is new is sent, and no more."""
+
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            tokenizer = gateway.model.tokenizer
+            prompt = tokenizer.encode("the \u00c4lps!", add_special_tokens=False)
+            fields: dict[str, Any] = {
+                "stream": True,
+                "stop": stop,
+                "seed": 5,
+                "max_tokens": 40,
+                "return_token_ids": True,
+            }
+            fields["stream_options"] = {"include_usage": True}
+            whole = await gateway.post("/v1/completions", body(prompt=prompt, **fields))
+            events = [json.loads(event) for event in whole.events[:-1]]
+            assert events[0]["choices"][0]["prompt_token_ids"] == prompt
+            answer = [id for event in events[:-1] for id in event["choices"][0].get("token_ids") or ()]
+            for count in range(len(answer)):
+                texts = []  # what had been sent with the first ``count`` tokens
+                left = count
+                for event in events[:-1]:
+                    left -= len(event["choices"][0].get("token_ids") or ())
+                    texts.append(event["choices"][0]["text"] if left >= 0 else "")
+                asked = body(prompt=prompt + answer[:count], answered=count, **fields)
+                rest = await gateway.post("/v1/completions", asked)
+                chunks = [json.loads(event) for event in rest.events[:-1]]
+                new = "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1])
+                assert "".join(texts) + new == "".join(event["choices"][0]["text"] for event in events[:-1])
+                assert chunks[-1]["usage"] == events[-1]["usage"]
+                submitted = gateway.worker.submitted[-1]
+                assert (submitted.answered, submitted.sampling.max_tokens, submitted.sampling.seed) == (count, 40, 5)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "abc", "answered": 1},
+        {"prompt": [65, 66], "answered": 2},
+        {"prompt": [65, 66, 67], "answered": 2, "max_tokens": 2},
+        {"prompt": [65, 66], "answered": 1, "n": 2},
+        {"prompt": [65, 66], "answered": 1, "echo": True},
+        {"prompt": [65, 66], "answered": 1, "stop": "B"},
+        {"prompt": [65, 66], "answered": -1},
+    ],
+)
+def test_what_can_not_go_on(model_folder: Path, fields: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            if "stop" in fields:
+                fields["stop"] = gateway.model.tokenizer.decode([66])
+            found = await gateway.post("/v1/completions", body(**fields))
+            assert (found.status, found.json["error"]["param"]) == (400, "answered")
+            assert gateway.worker.submitted == []
+
+    run(scenario())
