@@ -73,7 +73,7 @@ class App:
         context.in_flight += 1
         try:
             if context.draining and endpoint not in _WHILE_DRAINING:
-                raise _shutting_down()
+                raise errors.shutting_down()
             if endpoint not in _OPEN and not exchange.background:
                 context.keys.check(exchange.authorization)
             await _handler(endpoint, exchange)(context, exchange)
@@ -111,9 +111,3 @@ def _outcome(status: int) -> Outcome:
     if status == 429:
         return "refused"
     return "invalid" if status < 500 else "failed"
-
-
-def _shutting_down() -> errors.ApiError:
-    error = errors.unavailable("The server is shutting down.", 1)
-    error.headers["connection"] = "close"
-    return error

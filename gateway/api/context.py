@@ -72,6 +72,10 @@ class Context:
             raise errors.model_not_found(name, self.models)
         return found
 
+    def names(self) -> list[str]:
+        """The names that clients may ask for."""
+        return [*self.models, *(self.upstreams.names() if self.upstreams is not None else ())]
+
     def batches_or_503(self) -> Batches:
         """Files and batches.
 

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.fleet.upstream.connection import Connection, Fault
 from gateway.fleet.upstream.target import Target
-from gateway.lane import heads
+from gateway.lane import endpoints, heads
 from gateway.lane.placing import NO_PROMPT, Prompt
-from gateway.lane.scan import NO_TALLY, Tally, skim, tally, tally_whole
+from gateway.lane.scan import NO_TALLY, Tally, renamed, skim, tally, tally_whole
 from gateway.lane.stream import Stream
 from gateway.telemetry.metrics import ModelMetrics, Outcome
 from gateway.wire import errors
 
 if TYPE_CHECKING:
     from gateway.lane.lane import Lane
+    from gateway.lane.lanes import Lanes
 
 CLIENT_GONE: Final = 499  # nginx's status for it, in metrics only
 _OVERLOADED: Final = frozenset({429, 502, 503, 504})
@@ -53,21 +54,22 @@ class Exchange:
     """
 
     __slots__ = (
-        "_attempts", "_body", "_chunked", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_parts",
-        "_queued", "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint",
-        "headers", "label", "model", "prompt", "request_id",
+        "_attempts", "_body", "_chunked", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes",
+        "_parts", "_queued", "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "counters",
+        "endpoint", "headers", "label", "model", "prompt", "request_id",
     )  # fmt: skip
 
     def __init__(
         self,
-        lane: "Lane",
+        lanes: "Lanes",
         client: Client,
         endpoint: str,
         headers: list[tuple[bytes, bytes]],
         keep_alive: bool,
         chunked: bool,
     ) -> None:
-        self._lane = lane
+        self._lanes = lanes
+        self._lane: Lane  # once it is admitted
         self._client = client
         self.endpoint = endpoint
         self.headers = headers
@@ -97,12 +99,12 @@ class Exchange:
         """More of the body. False: it is too much, and `refuse` should follow."""
         self._size += len(part)
         self._parts.append(part)
-        return self._size <= self._lane.context.max_body
+        return self._size <= self._lanes.context.max_body
 
     def start(self) -> None:
         """The body is complete, and it is this request's turn."""
         self._received = perf_counter()
-        self._lane.began(self)
+        self._lanes.began(self)
         try:
             self._admit()
         except errors.ApiError as error:
@@ -115,14 +117,14 @@ class Exchange:
         """Answer with an error, whether the body is complete or not."""
         self._parts.clear()
         self._received = perf_counter()
-        self._lane.began(self)
+        self._lanes.began(self)
         self._read_headers()
         self._fail(error)
 
     def abandon(self) -> None:
         """The client has left."""
         self._close_attempts()
-        self._lane.context.metrics.disconnects.inc()
+        self._lanes.context.metrics.disconnects.inc()
         self._end(CLIENT_GONE, "disconnected")
 
     def close_after(self) -> None:
@@ -143,8 +145,8 @@ class Exchange:
 
     def expire(self, now: float) -> None:
         """Give up attempts that have been silent for too long."""
-        options = self._lane.targets.options
         for connection in list(self._attempts):
+            options = connection.target.options
             limit = options.idle if connection.heard else options.first_byte
             if now - connection.last > limit:
                 what = "it fell silent in the middle of its answer" if connection.heard else "it did not answer"
@@ -158,33 +160,38 @@ class Exchange:
         Raises:
             ApiError: it can't be answered.
         """
-        lane = self._lane
+        lanes = self._lanes
         parts = self._parts
         self._body = body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        authorization = self._read_headers()
-        context = lane.context
+        authorization, key = self._read_headers()
+        context = lanes.context
         if context.draining:
-            raise lane.shutting_down()
+            raise errors.shutting_down()
         context.keys.check(authorization)
         skimmed = skim(body)
-        ready = lane.ready(skimmed.model, self._received)
-        self.model = skimmed.model
-        self.label = label = skimmed.model if ready[0].models else ""  # names that clients make up are no labels
+        model = skimmed.model
+        self._lane = lane = lanes.route(model)
+        if lane.passes_keys:
+            self._forwarded += key
+        ready = lane.ready(model, self._received)
+        self.model = model
+        self.label = label = model if lane.named or ready[0].models else ""  # names that clients make up are no labels
+        if lane.model is not None:
+            self._body = renamed(body, lane.model)
         self.counters = context.metrics.model(self.endpoint, label)
         context.queued += 1
         self._queued = True
         self.prompt = prompt = lane.prompt(skimmed)
         self._send(lane.placing.choose(ready, prompt, self._received))
         if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
-            self._timer = lane.loop.call_later(delay, self._send_hedge)
+            self._timer = lanes.loop.call_later(delay, self._send_hedge)
 
-    def _read_headers(self) -> bytes:
-        """Note what goes on and the request's id; the client's ``Authorization``."""
-        lane = self._lane
-        self._forwarded, authorization, request_id = heads.passed(self.headers, lane.passes_keys)
-        self.request_id = request_id or lane.new_id()
-        return authorization
+    def _read_headers(self) -> tuple[bytes, bytes]:
+        """Note what goes on and the request's id; the client's ``Authorization``, and the line that it came in."""
+        self._forwarded, authorization, key, request_id = heads.passed(self.headers)
+        self.request_id = request_id or self._lanes.new_id()
+        return authorization, key
 
     # Attempts
 
@@ -330,7 +337,7 @@ class Exchange:
             self._close_attempts(but=connection)
         if self._queued:
             self._queued = False
-            self._lane.context.queued -= 1
+            self._lanes.context.queued -= 1
         streamed = connection.content_type.startswith(b"text/event-stream")
         if streamed:
             self._stream = self._begin(connection, events=True)
@@ -375,7 +382,7 @@ class Exchange:
     def _end_stream(self, connection: Connection, stream: Stream) -> None:
         """The last of a stream has been sent on."""
         tail = stream.tail
-        if connection.framed or tail.rstrip().endswith(b"[DONE]"):
+        if connection.framed or endpoints.is_over(self.endpoint, tail):
             self._finish(connection, tally(tail))
             return
         # Without framing, the end of the connection tells the end of an answer from nothing.
@@ -401,7 +408,7 @@ class Exchange:
         if stream is None or not stream.begun:
             self._fail(error)
         elif stream.events:
-            stream.break_off(error)
+            stream.break_off(endpoints.fault_event(self.endpoint, error, self.request_id))
             self._end(200, "failed")
             self._client.done(not self._keep_alive)
         else:
@@ -412,15 +419,19 @@ class Exchange:
         """Answer with an error."""
         if error.headers.get("connection") == "close":
             self._keep_alive = False
-        self._client.write(heads.error(error, self.request_id, self._keep_alive))
+        self._client.write(
+            heads.error(
+                error, self.request_id, self._keep_alive, endpoints.fault_body(self.endpoint, error, self.request_id)
+            )
+        )
         self._end(error.status, outcome(error.status))
         self._client.done(not self._keep_alive)
 
     def _end(self, status: int, outcome: Outcome) -> None:
         if self._queued:
             self._queued = False
-            self._lane.context.queued -= 1
-        self._lane.ended(self, status, outcome, perf_counter() - self._received)
+            self._lanes.context.queued -= 1
+        self._lanes.ended(self, status, outcome, perf_counter() - self._received)
 
 
 def outcome(status: int) -> Outcome:

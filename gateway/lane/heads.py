@@ -10,7 +10,8 @@ Headers = list[tuple[bytes, bytes]]
 
 _OWN_REQUEST: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"te", b"trailer", b"upgrade",
-     b"expect", b"accept-encoding", b"proxy-authorization", b"proxy-connection", b"authorization", b"x-request-id")
+     b"expect", b"accept-encoding", b"proxy-authorization", b"proxy-connection", b"authorization", b"x-api-key",
+     b"x-request-id")
 )  # fmt: skip
 _OWN_RESPONSE: Final = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"trailer", b"upgrade", b"server", b"date",
@@ -21,24 +22,26 @@ _PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
 _STATUS: Final = {code: f"HTTP/1.1 {code} {_PHRASES.get(code, '')}\r\n".encode() for code in range(100, 600)}
 
 
-def passed(headers: Headers, with_key: bool) -> tuple[bytes, bytes, bytes]:
-    """Sort a request's headers: the lines that go on, the value of ``Authorization``, and the client's id.
+def passed(headers: Headers) -> tuple[bytes, bytes, bytes, bytes]:
+    """Sort a request's headers: the lines that go on, the client's key, the line it came in, and the client's id.
 
-    The id is empty where there is none that can stand in a header and a log line. ``with_key``: ``Authorization`` goes
-    on as well.
+    The key is as ``Authorization`` has it; Anthropic's clients send it in ``x-api-key``. Its line goes on to targets
+    that clients' keys are meant for. The id is empty where there is none that can stand in a header and a log line.
     """
     parts: list[bytes] = []
-    authorization = request_id = b""
+    authorization = key = request_id = b""
     for name, value in headers:
         if name not in _OWN_REQUEST:
             parts += (name, b": ", value, b"\r\n")
         elif name == b"authorization":
             authorization = value
-            if with_key:
-                parts += (name, b": ", value, b"\r\n")
+            key = b"authorization: %b\r\n" % value
         elif name == b"x-request-id" and _REQUEST_ID(value):
             request_id = value
-    return b"".join(parts), authorization, request_id
+        elif name == b"x-api-key" and not key:
+            authorization = b"Bearer " + value
+            key = b"x-api-key: %b\r\n" % value
+    return b"".join(parts), authorization, key, request_id
 
 
 def response(
@@ -64,12 +67,11 @@ def response(
     return b"".join(parts)
 
 
-def error(fault: errors.ApiError, request_id: bytes, keep_alive: bool) -> bytes:
-    """A whole answer: OpenAI's error object."""
+def error(fault: errors.ApiError, request_id: bytes, keep_alive: bool, body: bytes) -> bytes:
+    """A whole answer that is an error, with its ``body``."""
     extra = dict(fault.headers)
     if not keep_alive:
         extra["connection"] = "close"
     lines = "".join(f"{name}: {value}\r\n" for name, value in extra.items()).encode()
     head = _STATUS[fault.status] + b"content-type: application/json\r\n" + lines
-    body = fault.body
     return b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (head, len(body), request_id, body)

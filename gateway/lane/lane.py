@@ -1,9 +1,5 @@
-"""What do all requests that pass through share? The targets, the keys, the budgets, the counting, the clock's ticks."""
+"""What do requests for the same upstreams share? The targets, their placement, the budgets, what is usual."""
 
-import asyncio
-import os
-from collections.abc import Callable
-from itertools import count
 from time import perf_counter
 from typing import Final
 
@@ -17,64 +13,48 @@ from gateway.lane.exchange import Exchange
 from gateway.lane.fingerprints import NONE, fingerprints
 from gateway.lane.placing import Placing, Prompt
 from gateway.lane.scan import Skimmed, Tally
-from gateway.telemetry.metrics import Outcome
 from gateway.wire import errors
 
-ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-_TICK: Final = 0.25  # seconds between two looks at timeouts
 _SHORTEST_HEDGE: Final = 0.002  # seconds; less is noise
 
 
 class Lane:
-    """The pass-through lane of one gateway process.
+    """The way to one group of upstreams, any of which may answer what the others may.
 
     Args:
         targets: where requests go.
         placing: decides which of them.
         context: what the lane shares with all other endpoints.
+        model: what the upstreams call the model; None: what clients call it.
+        named: requests come here only for names that are configured.
     """
 
-    def __init__(self, targets: Targets, placing: Placing, context: Context) -> None:
+    def __init__(
+        self,
+        targets: Targets,
+        placing: Placing,
+        context: Context,
+        model: str | None = None,
+        *,
+        named: bool = False,
+    ) -> None:
         options = targets.options
         self.targets = targets
         self.placing = placing
         self.context = context
+        self.model = model
+        self.named = named
         self.passes_keys = not context.keys and options.key is None
         """Whether a client's ``Authorization`` is meant for the targets."""
         self.hedging = options.hedge > 0
-        self.loop: asyncio.AbstractEventLoop
         self.counts = context.metrics.upstreams
-        self.counts.targets = targets
         self._retries = Budget(options.retry_share, reserve=10.0, trickle=1.0)
         self._hedges = Budget(options.hedge, reserve=1.0)
         self._usual = (RecentQuantile(), RecentQuantile())
-        self._running: dict[Exchange, None] = {}
-        self._id_prefix = b"req-" + os.urandom(8).hex().encode()
-        self._ids = count()
         targets.on_added.append(placing.added)
         targets.on_removed.append(placing.removed)
         for target in targets:
             placing.added(target)
-
-    async def tick(self) -> None:
-        """Look after timeouts and unused connections, until cancelled."""
-        self.loop = asyncio.get_running_loop()
-        options = self.targets.options
-        every = min(_TICK, options.first_byte / 4, options.idle / 4)
-        while True:
-            await asyncio.sleep(every)
-            now = perf_counter()
-            for exchange in list(self._running):
-                exchange.expire(now)
-            self.targets.close_unused(now)
-
-    def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:
-        """End what still runs."""
-        for exchange in list(self._running):
-            exchange.interrupt(make_reason())
-
-    def names(self) -> list[str]:
-        return self.targets.names()
 
     @property
     def not_ready(self) -> str | None:
@@ -84,21 +64,7 @@ class Lane:
             return None
         return "No upstream can be reached." if len(self.targets) else "There is no upstream."
 
-    def shutting_down(self) -> errors.ApiError:
-        error = errors.unavailable("The server is shutting down.", 1)
-        error.headers["connection"] = "close"
-        return error
-
-    def new_id(self) -> bytes:
-        """An id for a request that came without one."""
-        return b"%b%08x" % (self._id_prefix, next(self._ids))
-
     # A request comes
-
-    def began(self, exchange: Exchange) -> None:
-        self.context.in_flight += 1
-        self._running[exchange] = None
-        self._retries.request()
 
     def ready(self, model: str, now: float) -> list[Target]:
         """The targets that a request for ``model`` may go to: at least one.
@@ -109,6 +75,7 @@ class Lane:
         found = self.targets.ready(model, now)
         if not found:
             raise self._nobody(model, now)
+        self._retries.request()
         context = self.context
         if context.queued >= context.max_queue:
             context.metrics.refused.inc()
@@ -117,7 +84,9 @@ class Lane:
 
     def prompt(self, skimmed: Skimmed) -> Prompt:
         """What placement looks at."""
-        text = memoryview(skimmed.messages or skimmed.prompt or skimmed.input)
+        said = skimmed.messages or skimmed.prompt or skimmed.input
+        before = skimmed.system or skimmed.instructions
+        text = memoryview(bytes(before) + bytes(said) if before else said)
         session = skimmed.user if isinstance(skimmed.user, str) else ""
         return Prompt(
             len(text), fingerprints(text, hash(skimmed.model)) if self.placing.fingerprints else NONE, session
@@ -153,7 +122,7 @@ class Lane:
             return errors.unavailable(f"No upstream that serves '{model}' can be reached.", wait)
         if any(target.models is None for target in self.targets) or not len(self.targets):
             return errors.unavailable("The upstreams can't be reached.", 1.0)
-        return errors.model_not_found(model, self.targets.names())
+        return errors.model_not_found(model, self.context.names())
 
     # An answer comes
 
@@ -185,11 +154,3 @@ class Lane:
         if target.breaker.failed(now):
             self.counts.breaker_openings += 1
             self.targets.changed()
-
-    def ended(self, exchange: Exchange, status: int, outcome: Outcome, seconds: float) -> None:
-        """A request is over, ``seconds`` after its last byte."""
-        self.context.in_flight -= 1
-        del self._running[exchange]
-        if exchange.counters is not None:
-            exchange.counters.duration.observe(seconds)
-        self.context.metrics.ended(exchange.endpoint, exchange.label, status, outcome)

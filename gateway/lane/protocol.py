@@ -12,8 +12,9 @@ from typing import Any, Final
 import httptools
 
 from gateway.http_protocol import HttpProtocol
+from gateway.lane.endpoints import ENDPOINTS
 from gateway.lane.exchange import Exchange
-from gateway.lane.lane import ENDPOINTS, Lane
+from gateway.lane.lanes import Lanes
 from gateway.wire import errors
 
 _LINGER: Final = 1.0  # seconds; an early answer must be read before the connection is closed
@@ -22,9 +23,9 @@ _LINGER: Final = 1.0  # seconds; an early answer must be read before the connect
 class LaneProtocol(HttpProtocol):
     """uvicorn's protocol with the lane in it."""
 
-    def __init__(self, lane: Lane, *args: Any, **options: Any) -> None:
+    def __init__(self, lanes: Lanes, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._lane = lane
+        self._lanes = lanes
         self._incoming: Exchange | None = None
         self._running: Exchange | None = None
         self._discarding = False
@@ -85,7 +86,7 @@ class LaneProtocol(HttpProtocol):
         self._in_head = False
         version = self.parser.get_http_version()
         keep_alive = self.parser.should_keep_alive()
-        exchange = Exchange(self._lane, self, endpoint, self.headers, keep_alive, version != "1.0")
+        exchange = Exchange(self._lanes, self, endpoint, self.headers, keep_alive, version != "1.0")
         self._incoming = exchange
         if (b"expect", b"100-continue") in self.headers:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -139,7 +140,7 @@ class LaneProtocol(HttpProtocol):
         self._incoming = None
         self._discarding = True
         self._running = exchange
-        exchange.refuse(errors.request_too_large(self._lane.context.max_body))
+        exchange.refuse(errors.request_too_large(self._lanes.context.max_body))
 
     # What an exchange calls
 
@@ -172,11 +173,11 @@ class LaneProtocol(HttpProtocol):
 _ENDPOINTS: Final[dict[bytes, str]] = {path.encode(): path for path in ENDPOINTS}
 
 
-def protocol(lane: Lane) -> Callable[..., LaneProtocol]:
+def protocol(lanes: Lanes) -> Callable[..., LaneProtocol]:
     """What uvicorn makes for each connection."""
 
     def make(*args: Any, **options: Any) -> LaneProtocol:
-        return LaneProtocol(lane, *args, **options)
+        return LaneProtocol(lanes, *args, **options)
 
     return make
 

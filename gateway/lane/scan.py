@@ -10,6 +10,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from gateway.wire import errors
 
@@ -20,6 +21,8 @@ class Skimmed(msgspec.Struct):
     """The fields of a request that routing needs; prompts stay JSON as they came."""
 
     model: str
+    system: msgspec.Raw = _NOTHING
+    instructions: msgspec.Raw = _NOTHING
     messages: msgspec.Raw = _NOTHING
     prompt: msgspec.Raw = _NOTHING
     input: msgspec.Raw = _NOTHING
@@ -44,6 +47,24 @@ def skim(body: bytes) -> Skimmed:
         raise errors.invalid_json(str(error)) from None
 
 
+class _Named(msgspec.Struct):
+    model: msgspec.Raw
+
+
+_named: Final = msgspec.json.Decoder(_Named)
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def renamed(body: bytes, model: str) -> bytes:
+    """``body``, which `skim` has read, with another name of the model in it and not a byte else changed.
+
+    Of several ``model`` fields the last one counts, for `skim` as for others.
+    """
+    old = np.frombuffer(memoryview(_named.decode(body).model), np.uint8)  # looks into the body itself
+    start = old.ctypes.data - np.frombuffer(body, np.uint8).ctypes.data
+    return b"%b%b%b" % (body[:start], _encode(model), body[start + len(old) :])
+
+
 class Tally(NamedTuple):
     """What an answer says of itself; 0 and "" where it says nothing."""
 
@@ -58,9 +79,15 @@ class _Details(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
+    """As ``/v1/chat/completions`` says it, ``/v1/responses``, or ``/v1/messages``."""
+
     prompt_tokens: int = 0
+    input_tokens: int = 0
     completion_tokens: int = 0
+    output_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -80,7 +107,7 @@ TAIL: Final = 4096
 
 _PROMPT: Final = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,15})').search
 _OUTPUT: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,15})').search
-_CACHED: Final = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,15})').search
+_CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,15})').search
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"').search
 
 
@@ -96,9 +123,11 @@ def tally_whole(body: bytes) -> Tally:
     finish = (choices[0].finish_reason or "") if choices else ""
     if usage is None:
         return Tally(0, 0, 0, finish)
-    details = usage.prompt_tokens_details
-    cached = details.cached_tokens or 0 if details is not None else 0
-    return Tally(usage.prompt_tokens, cached, usage.completion_tokens, finish)
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    cached = (details.cached_tokens if details is not None else usage.cache_read_input_tokens) or 0
+    return Tally(
+        usage.prompt_tokens or usage.input_tokens, cached, usage.completion_tokens or usage.output_tokens, finish
+    )
 
 
 def tally(tail: bytes) -> Tally:

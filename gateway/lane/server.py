@@ -17,6 +17,7 @@ from gateway.api.context import Context
 from gateway.app import App
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.keys import Keys, client_keys, secret
+from gateway.lane.lanes import Lanes
 from gateway.lane.placer import placing
 from gateway.lane.protocol import close_idle, protocol
 from gateway.lane.service import Passing
@@ -58,7 +59,9 @@ class UpstreamServer:
             models=frozenset((name,)) if name is not None else None,
             placing=placing(settings.placement),
         )
-        make = protocol(self._passing.lane)
+        self._lanes = Lanes(self._context)
+        self._lanes.lead({}, self._passing.lane)
+        make = protocol(self._lanes)
         self._http = GatewayHttpServer(http_config(App(self._context), make))
         self._stop = asyncio.Event()
         self._abandon = asyncio.Event()
@@ -71,12 +74,13 @@ class UpstreamServer:
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         watching = asyncio.create_task(self._passing.run())
         sweeping = asyncio.create_task(self._sweep())
+        ticking = asyncio.create_task(self._lanes.tick())
         abandoned = asyncio.create_task(self._abandon.wait())
         stopped = asyncio.create_task(self._stop.wait())
         ready = asyncio.create_task(self._passing.ready())
-        tasks = (http, watching, sweeping, abandoned, stopped, ready)
+        tasks = (http, watching, sweeping, ticking, abandoned, stopped, ready)
         try:
-            forever: set[asyncio.Task[Any]] = {http, watching, sweeping}
+            forever: set[asyncio.Task[Any]] = {http, watching, sweeping, ticking}
             await asyncio.wait({*forever, stopped, ready}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done() and not stopped.done():
                 gc.collect()

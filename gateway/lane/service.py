@@ -1,4 +1,4 @@
-"""How are upstreams kept under watch while requests pass through? Targets, their probes, and the lane, put together."""
+"""How is a group of upstreams kept under watch while requests pass through? Targets, their probes, and their lane."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from gateway.api.context import Context
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.fleet.upstream.probe import Prober
 from gateway.fleet.upstream.sources import Sources, parse_source
-from gateway.fleet.upstream.target import Target
+from gateway.fleet.upstream.target import ANY_MODEL, Target
 from gateway.fleet.upstream.targets import Targets
 from gateway.lane.lane import Lane
 from gateway.lane.placing import CacheAware, Placing
@@ -18,13 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class Passing:
-    """All that passes requests through to upstreams.
+    """All that passes requests through to a group of upstreams.
 
     Args:
-        context: what is shared with other endpoints; it learns that there are upstreams.
+        context: what is shared with other endpoints.
         upstreams: sources of targets, as `parse_source` reads them.
         file: a file with more of them.
         models: the names that upstreams serve; None: each is asked.
+        model: what the upstreams call the model; None: what clients call it.
+        named: requests come only for names that are configured.
 
     Raises:
         ValueError: a source that can't be understood.
@@ -39,10 +41,11 @@ class Passing:
         *,
         models: frozenset[str] | None = None,
         placing: Placing | None = None,
+        model: str | None = None,
+        named: bool = False,
     ) -> None:
-        self.targets = Targets(options or UpstreamOptions(), models)
-        self.lane = Lane(self.targets, placing or CacheAware(), context)
-        context.upstreams = self.lane
+        self.targets = Targets(options or UpstreamOptions(), ANY_MODEL if named else models)
+        self.lane = Lane(self.targets, placing or CacheAware(), context, model, named=named)
         given = [parse_source(one) for one in upstreams]
         self._sources = Sources(self.targets, given, Path(file) if file is not None else None)
         self._watches: dict[Target, asyncio.Task[None]] = {}
@@ -55,9 +58,7 @@ class Passing:
         """Keep watch until cancelled."""
         try:
             await self._sources.look()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._sources.run())
-                tasks.create_task(self.lane.tick())
+            await self._sources.run()
         finally:
             for task in self._watches.values():
                 task.cancel()
@@ -65,6 +66,14 @@ class Passing:
     async def ready(self) -> None:
         """Return once a request would be answered."""
         await self._ready.wait()
+
+    def change(self, upstreams: Sequence[str], file: str | None) -> None:
+        """Have other sources of targets; those that are in both stay as they are.
+
+        Raises:
+            ValueError: one can't be understood; nothing has changed then.
+        """
+        self._sources.change([parse_source(one) for one in upstreams], Path(file) if file is not None else None)
 
     def close(self) -> None:
         """Close all connections to upstreams that nothing runs on."""

@@ -3,7 +3,6 @@
 from typing import Final, Protocol
 
 from gateway.lane.scan import TAIL
-from gateway.wire import errors, sse
 
 _LONGEST_EVENT: Final = 1 << 22  # a longer one goes on in pieces
 _ENDS: Final = (b"\n\n", b"\r\n\r\n")
@@ -71,10 +70,10 @@ class Stream:
         elif head:
             self._head = head  # nothing whole yet: it is still early enough to begin with something else
 
-    def break_off(self, error: errors.ApiError) -> None:
+    def break_off(self, event: bytes) -> None:
         """The answer won't be complete: say so in an event, and end the stream. Only where it has `events`."""
         self._partial = b""
-        self.add(sse.error_event(error), ended=True)
+        self.add(event, ended=True)
 
     def _hold_back(self, data: bytes) -> bytes:
         """The whole events at the beginning of ``data``; the rest waits."""

@@ -251,6 +251,13 @@ def unavailable(message: str, retry_after: float | None = None) -> ApiError:
     return ApiError(503, message, type="server_error", code="unavailable", headers=headers)
 
 
+def shutting_down() -> ApiError:
+    """503: nothing new is taken any more, and the connection closes."""
+    error = unavailable("The server is shutting down.", 1)
+    error.headers["connection"] = "close"
+    return error
+
+
 def invalid_key(message: str) -> ApiError:
     """401: the client may not ask."""
     return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})

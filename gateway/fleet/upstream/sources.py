@@ -78,6 +78,7 @@ class Sources:
         self._resolved: dict[Name, list[Address]] = {}
         self._lookup = lookup or look_up
         self._seen: tuple[int, int, int] | None = None
+        self._changed = False
 
     async def run(self) -> None:
         """Look again and again, until cancelled. `look` should have been called before."""
@@ -91,9 +92,17 @@ class Sources:
             if since >= every:
                 since = 0.0
 
+    def change(self, given: Sequence[Address | Name], file: Path | None = None) -> None:
+        """Have other sources from the next look on, which is at most a second away."""
+        if file != self._file:
+            self._file, self._listed, self._seen = file, [], None
+        self._given = list(given)
+        self._changed = True
+
     async def look(self, *, resolve: bool = True) -> None:
         """Look once, and add and remove targets accordingly."""
-        changed = self._read_file()
+        changed = self._read_file() or self._changed
+        self._changed = False
         names = [one for one in [*self._given, *self._listed] if isinstance(one, Name)]
         for name in names:
             if resolve or name not in self._resolved:

@@ -13,6 +13,7 @@ from gateway.app import App
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.fleet.upstream.target import Target
 from gateway.keys import Keys
+from gateway.lane.lanes import Lanes
 from gateway.lane.placing import Placing
 from gateway.lane.protocol import protocol
 from gateway.lane.service import Passing
@@ -118,14 +119,16 @@ async def lane(
     context = Context(max_queue=max_queue, max_body=max_body, keys=Keys(keys))
     urls = [one if isinstance(one, str) else one.url for one in upstreams]
     passing = Passing(context, urls, file, UpstreamOptions(**FAST | options), models=models, placing=placing)
-    make = protocol(passing.lane)
+    lanes = Lanes(context)
+    lanes.lead({}, passing.lane)
+    make = protocol(lanes)
     config = http_config(App(context), make)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
     with contextlib.closing(listen("127.0.0.1", 0)) as listener:
         server = await loop.create_server(lambda: make(config=config, server_state=state, app_state={}), sock=listener)
-        watch = asyncio.create_task(passing.run())
+        watch = asyncio.gather(passing.run(), lanes.tick())
         try:
             if ready:
                 await until(lambda: len(passing.targets) >= len(urls) and all(one.up for one in passing.targets))
