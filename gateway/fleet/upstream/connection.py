@@ -1,7 +1,8 @@
 """How does one connection to an upstream ask and listen? HTTP/1.1 on `asyncio.Protocol`, parsed by httptools.
 
 A connection carries one exchange at a time and is kept for the next. What arrives goes to a `Receiver` in the pieces in
-which the kernel had it: bodies are taken out of their chunks and not looked at.
+which the kernel had it: bodies are taken out of their chunks and not looked at. An answer that comes in one piece, and
+under the same head as the last one, is not parsed at all: see `gateway.wire.known_head`.
 """
 
 import asyncio
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import httptools
 
+from gateway.wire.known_head import KnownHead
+
 if TYPE_CHECKING:
     from gateway.fleet.upstream.target import Target
 
@@ -20,6 +23,7 @@ FaultKind = Literal["connect", "lost", "garbage", "timeout"]
 
 _SMALL: Final = 8192
 _MAX_HEAD: Final = 64 * 1024
+_NO_BODY: Final = (204, 304)
 # A peer that vanished without a word (its host lost power, a firewall forgot us) is found out after 30 s at most.
 _KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
 
@@ -48,19 +52,20 @@ class Receiver(Protocol):
 class Connection(asyncio.Protocol):
     """A connection to ``target``, from before it is established until it is lost.
 
-    ``status`` is 0 until a response's head is complete; ``content_type`` is in lower case. ``framed`` tells whether the
-    head says where the response ends, ``reused`` whether the connection carried an exchange before, ``heard`` whether
-    anything came since the request.
+    ``status`` is 0 until a response's head is complete; ``headers`` may have the length of another answer's body;
+    ``content_type`` is in lower case. ``framed`` tells whether the head says where the response ends, ``reused``
+    whether the connection carried an exchange before, ``heard`` whether anything came since the request.
     ``sent`` and ``last`` are when the request was sent and when something last came, by `perf_counter`.
+    ``lines`` is what the receiver made of status and headers: kept as long as the same head comes again, else empty.
 
     Args:
         once: it is for one exchange, and closed after it.
     """
 
     __slots__ = (
-        "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_once", "_parser", "_parts", "_receiver",
-        "_stays", "_unsent", "content_type", "framed", "headers", "heard", "idle_since", "last", "reused", "sent",
-        "status", "target", "ticket", "transport",
+        "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_known", "_once", "_parser", "_parts",
+        "_receiver", "_status", "_stays", "_unsent", "content_type", "framed", "headers", "heard", "idle_since", "last",
+        "lines", "reused", "sent", "status", "target", "ticket", "transport",
     )  # fmt: skip
 
     def __init__(self, target: "Target", *, once: bool = False) -> None:
@@ -71,10 +76,13 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.content_type = b""
         self.headers: list[tuple[bytes, bytes]] = []
+        self.lines = b""
         self.reused = False
         self.heard = False
         self.sent = self.last = self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
+        self._known: KnownHead | None = None  # the head of the last answer, with `_status`; the parser is between two
+        self._status = 0
         self._parts: list[bytes] = []
         self._receiver: Receiver | None = None
         self._unsent = b""
@@ -99,7 +107,6 @@ class Connection(asyncio.Protocol):
         self.heard = False
         self._ended = self.framed = False
         self._head_bytes = 0
-        self.headers = []
         self.sent = self.last = perf_counter()
         transport = self.transport
         if transport is None:
@@ -168,6 +175,18 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.heard = True
         self.last = perf_counter()
+        known = self._known
+        if known is not None:
+            begin = known.begins(data)
+            if begin and len(data) - begin == known.length and self._receiver is not None:
+                self.status = self._status
+                self.framed = True
+                self._complete(self._receiver, data[begin:])
+                return
+            self._known = None
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -188,6 +207,13 @@ class Connection(asyncio.Protocol):
         if not self._ended:
             receiver.on_data(self, body, False)
             return
+        if self._stays and not self._head_bytes and self.status not in _NO_BODY:
+            self._known = KnownHead.learn(data, len(body))
+            self._status = self.status
+        self._complete(receiver, body)
+
+    def _complete(self, receiver: Receiver, body: bytes) -> None:
+        """The last of an answer: the connection is free for the next request."""
         self._receiver = None
         if self._alive and self._stays and not self._once:
             self.target.keep(self)
@@ -200,6 +226,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._ended or self._receiver is None:
             self._excess = True
+        self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
@@ -210,8 +237,8 @@ class Connection(asyncio.Protocol):
             self.headers.clear()  # an interim answer, 100 or 103: the real one follows
             return
         self.status = status
-        self.framed = status in (204, 304)
-        self.content_type = b""
+        self.framed = status in _NO_BODY
+        self.content_type = self.lines = b""
         for name, value in self.headers:
             if name == b"content-type":
                 self.content_type = value.lower()
