@@ -2,8 +2,8 @@
 
 The worker is one thread: between two steps it looks, without waiting, at what came in; when it has nothing to compute
 it sleeps here until something does. No message waits for a thread switch, and an abort takes effect before the next
-step is planned. Only `Connections.beat` is called from another thread, because a step may take seconds and a gateway
-must see all the same that the process lives.
+step is planned. Only `Connections.beat` and `Connections.read_ahead` are called from another thread, because a step may
+take seconds, and gateways must see all the same that the process lives, and what each other has sent it.
 
 Whoever comes over a socket with TLS or a secret is a stranger until both are dealt with, and gets and is told nothing.
 """
@@ -18,6 +18,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -45,6 +46,7 @@ _STRANGERS: Final = 64
 _STRANGER_SECONDS: Final = 10.0
 _STRANGER_BYTES: Final = 4096
 _NONCE: Final = 32
+_MOST_AHEAD: Final = 4096  # messages that are read while the worker computes; more of them wait in their sockets
 # When what was sent has gone unacknowledged for so long, the other host is gone: its requests are given up.
 _DEAD_AFTER: Final = 15.0
 
@@ -54,13 +56,15 @@ log = logging.getLogger(__name__)
 class Connection:
     """One gateway process. ``uids`` maps the ids that it gave its live requests to the scheduler's."""
 
-    __slots__ = ("nonce", "open", "peer", "reader", "received", "since", "sock", "trusted", "uids", "unsent")
+    __slots__ = ("inbox", "nonce", "open", "peer", "reader", "received", "since", "sock", "trusted", "uids", "unsent")
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         self.sock = sock
         self.peer = peer
         self.reader = FrameReader()
         self.uids: dict[int, int] = {}
+        # What `Connections.read_ahead` has taken in, and the fault at its end if there is one.
+        self.inbox: deque[ToWorker | LinkError] = deque()
         self.unsent = bytearray()
         self.open = True
         self.trusted = False
@@ -95,7 +99,7 @@ class Connection:
 class Connections:
     """The listening socket and everybody who came through it.
 
-    Only safe to use from one thread, `beat` excepted.
+    Only safe to use from one thread, `beat` and `read_ahead` excepted.
     """
 
     def __init__(self, address: str, *, secret: bytes = b"", tls: ssl.SSLContext | None = None) -> None:
@@ -127,6 +131,7 @@ class Connections:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._strangers: list[Connection] = []
         self._lock = threading.RLock()
+        self._away = self._ahead = False
         self.alive: list[Connection] = []
         self.closed: list[Connection] = []
         self.arrived: list[Connection] = []
@@ -144,6 +149,10 @@ class Connections:
 
         Newcomers are appended to ``arrived``, those who left to ``closed``; the caller empties both lists.
         """
+        if self._ahead:
+            self._ahead, timeout = False, 0.0
+            for connection in list(self.alive):
+                yield from self._take_out(connection)
         for key, mask in self._selector.select(timeout):
             connection = key.data
             if key.fileobj is self._listener:
@@ -177,6 +186,24 @@ class Connections:
             for connection in self.alive:
                 if not connection.unsent:
                     self._transmit(connection, data)
+
+    def away(self, away: bool) -> None:
+        """Say that the thread that polls computes now, or that it is back: meanwhile `read_ahead` may read."""
+        with self._lock:
+            self._away = away
+
+    def read_ahead(self) -> list[ToWorker]:
+        """All that has come while the worker computes, from another thread; `poll` will yield it next, in its order.
+
+        Empty where the worker doesn't compute: then it reads itself.
+        """
+        with self._lock:
+            if not self._away:
+                return []
+            for connection in self.alive:
+                if connection.open:
+                    self._take_in(connection)
+            return [one for connection in self.alive for one in connection.inbox if not isinstance(one, LinkError)]
 
     def close(self, linger: float = 1.0) -> None:
         """Send what is still unsent, within ``linger`` seconds, and close everything."""
@@ -331,6 +358,31 @@ class Connections:
                 self._close(connection)
             if not connection.holds_more:
                 return
+
+    def _take_in(self, connection: Connection) -> None:
+        """Put what a connection has brought into its inbox. That it has ended is for `poll` to see."""
+        inbox = connection.inbox
+        if inbox and isinstance(inbox[-1], LinkError):
+            return
+        while len(inbox) < _MOST_AHEAD and (data := connection.receive()):
+            self._ahead = True
+            try:
+                inbox.extend(map(decode_to_worker, connection.reader.feed(data)))
+            except LinkError as error:
+                inbox.append(error)
+                return
+            if not connection.holds_more:
+                return
+
+    def _take_out(self, connection: Connection) -> Iterator[tuple[Connection, ToWorker]]:
+        """Yield what was read ahead of a connection."""
+        while connection.inbox and connection.open:
+            message = connection.inbox.popleft()
+            if isinstance(message, LinkError):
+                log.error("closing a connection: %s", message)
+                self._close(connection)
+            else:
+                yield connection, message
 
     def _flush(self, connection: Connection) -> None:
         with self._lock:

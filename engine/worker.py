@@ -4,7 +4,8 @@ It listens at once, tells whoever connects how the loading goes, says `Hello` wh
 what gateways sent, run one engine step, send each gateway one frame with all that the step brought it. One thread does
 everything, so nothing here needs a lock, and an abort frees its blocks before the next step is planned. Only grammars
 are compiled elsewhere: their requests wait outside of the scheduler until that is done. And a thread repeats the load
-report while a long step computes, so that gateways see that the worker lives.
+report while a long step computes, with what has come meanwhile: gateways see that the worker lives, and what the others
+have sent it.
 """
 
 import gc
@@ -45,7 +46,6 @@ from engine.link import (
     Progress,
     Step,
     Submit,
-    frame,
 )
 from engine.options import WorkerOptions
 from engine.pipeline import Drawn, Outcome
@@ -80,6 +80,7 @@ class Worker:
         self._next_uid = 0
         self._last_load: Load | None = None
         self._load_due = 0.0
+        self._news = False  # requests have come since the last look at the load
         self._connections = listen(options)
         self._heartbeat = Heartbeat(self._connections)
         self._compiling = Compiling()
@@ -105,7 +106,7 @@ class Worker:
             for connection in self._connections.alive:
                 self._greet(connection)
             self._connections.arrived.clear()
-            self._heartbeat.repeat(frame(self._load(time.monotonic())))
+            self._heartbeat.repeat(self._load(time.monotonic()))
             self._heartbeat.start()
             while not (self._draining and not self._owners):
                 self._heartbeat.seen()
@@ -113,10 +114,12 @@ class Worker:
                 self._take_messages()
                 for job, compiled in self._compiling.take():
                     self._start(job, compiled)
+                self._report_load()
+                self._connections.away(True)
                 outcome = self._engine.step()
+                self._connections.away(False)
                 if outcome is not None:
                     self._publish(outcome)
-                self._report_load()
                 self._tell_of_blocks()
                 if self._events:
                     self._events.serve_replays()
@@ -183,6 +186,7 @@ class Worker:
         if fault is not None:
             self._connections.send(connection, Failed(message.id, *fault))
             return
+        self._news = True
         job = self._make_job(message)
         self._owners[job.uid] = (connection, message.id)
         connection.uids[message.id] = job.uid
@@ -292,15 +296,19 @@ class Worker:
         return msgspec.structs.replace(load, draining=True) if self._draining else load
 
     def _report_load(self) -> None:
+        """Say how busy the worker is, if that has changed; what isn't due yet the heartbeat may say."""
         now = time.monotonic()
-        if now < self._load_due:
+        due = now >= self._load_due
+        if not due and not self._news:
             return
+        self._news = False
         load = self._load(now)
-        if load == self._last_load:
+        due = due and load != self._last_load
+        self._heartbeat.repeat(load, sent=due)
+        if not due:
             return
         self._last_load = load
         self._load_due = now + _LOAD_INTERVAL
-        self._heartbeat.repeat(frame(load))
         for connection in list(self._connections.alive):
             self._connections.send(connection, load)
 

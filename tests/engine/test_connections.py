@@ -20,6 +20,7 @@ from engine.link import (
     Sampling,
     Submit,
     ToGateway,
+    ToWorker,
     Welcome,
     decode_to_gateway,
     frame,
@@ -306,6 +307,49 @@ def test_a_beat_reaches_everybody(server: Connections) -> None:
     for client in (first, second):
         assert receive(client, 1) == [Progress("alive")]
         client.close()
+
+
+def test_what_comes_while_the_worker_computes_is_read_ahead_and_yielded_in_its_order(server: Connections) -> None:
+    (first, one), (second, two) = connect(server), connect(server)
+    submits = [Submit(number, b"\1\0\0\0", Sampling(max_tokens=3)) for number in range(3)]
+    first.sendall(frame(submits[0]))
+    assert server.read_ahead() == [], "nobody computes: the worker reads itself"
+    server.away(True)
+    found: list[ToWorker] = []
+    while len(found) < 1:
+        found = server.read_ahead()
+    first.sendall(frame(submits[1]))
+    second.sendall(frame(submits[2])[:7])
+    while len(found) < 2:
+        found = server.read_ahead()
+    assert found == submits[:2]
+    second.sendall(frame(submits[2])[7:] + b"\x04\0\0\0junk")
+    while len(found) < 3:
+        found = server.read_ahead()
+    first.sendall(frame(Abort([0])))
+    first.close()
+    server.away(False)
+    assert server.read_ahead() == []
+    expected = [(one, submits[0]), (one, submits[1]), (two, submits[2]), (one, Abort([0]))]
+    seen: list[tuple[Connection, ToWorker]] = []
+    while len(server.closed) < 2:
+        seen += server.poll(1)
+    assert seen == expected
+    second.close()
+
+
+def test_no_more_than_so_much_is_read_ahead(server: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_AHEAD", 2)
+    client, _ = connect(server)
+    server.away(True)
+    for number in range(4):
+        client.sendall(frame(Abort([number])))
+        while number < 2 and len(server.read_ahead()) <= number:
+            pass
+    assert server.read_ahead() == [Abort([0]), Abort([1])]
+    server.away(False)
+    assert [message for _, message in server.poll(1)] == [Abort([number]) for number in range(4)]
+    client.close()
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ import zmq
 from transformers import AutoModelForCausalLM
 
 from engine import worker as worker_module
+from engine.engine import Engine
 from engine.events import packed
 from engine.link import Blocks, Drain, Failed, Follow, Hello, Load, Sampling, Step, Submit
 from engine.options import WorkerOptions
+from engine.pipeline import Outcome
 from scheduler.blocks import chain_hashes, root_hash, short_hash
 from tests.engine.link_client import LinkClient, progress_of, start_worker, tokens_of
 from tests.models import CONTEXT, llama_folder
@@ -328,3 +331,36 @@ def test_who_follows_hears_what_is_cached(worker: Path) -> None:
         client.hello()
         client.send(Follow())
         assert packed(hashes) in client.wait_for(Blocks).stored
+
+
+def test_what_one_gateway_places_the_others_hear_of_while_a_step_computes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepping, go_on = threading.Event(), threading.Event()
+    step = Engine.step
+
+    def long_step(engine: Engine) -> Outcome | None:
+        if engine.busy:
+            stepping.set()
+            assert go_on.wait(60)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", long_step)
+    path = tmp_path / "w.sock"
+    options = WorkerOptions(listen=f"unix:{path}", model=str(model), dtype="float32", kv_memory=4 << 20)
+    worker = worker_module.Worker(options)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    with LinkClient(path) as one, LinkClient(path) as two:
+        one.hello()
+        two.hello()
+        one.submit(1, PROMPT, GREEDY)
+        assert stepping.wait(60)
+        two.wait_for(Load, lambda load: load.waiting + load.running == 1)
+        one.submit(2, list(range(40)), GREEDY)
+        assert two.wait_for(Load, lambda load: load.waiting_tokens >= 40).waiting_tokens == 49
+        go_on.set()
+        assert len(tokens_of(one.answer(1))) == len(tokens_of(one.answer(2))) == 12
+        two.idle()
+        two.send(Drain())
+        thread.join(60)
