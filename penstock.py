@@ -37,6 +37,11 @@ COMMANDS = {
         "Run one worker: one process, one model, one device. `penstock serve` starts its own; this is for another "
         "supervisor.",
     ),
+    "config": Command(
+        "gateway.config.command",
+        "check a configuration file",
+        "Check a configuration file of `penstock serve --config`, or print its JSON schema.",
+    ),
     "bench": Command(
         "bench.cli",
         "measure an endpoint under load, or simulate one",

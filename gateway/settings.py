@@ -16,6 +16,13 @@ from msgspec import Meta
 from engine.link import parse_address
 from scheduler.policies import Policy
 
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "bfloat16", "float32"]
+Quantization = Literal["none", "int8", "fp8"]
+KvDtype = Literal["auto", "fp8"]
+ToolParser = Literal["auto", "none", "hermes", "llama3", "mistral"]
+ReasoningParser = Literal["auto", "none", "think"]
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -133,15 +140,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "JSON"},
         ),
     ] = None
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Meta(description="where the model runs; auto takes a GPU where there is one")
-    ] = "auto"
+    device: Annotated[Device, Meta(description="where the model runs; auto takes a GPU where there is one")] = "auto"
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"],
+        Dtype,
         Meta(description="the type of weights and KV cache; auto is bfloat16"),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8", "fp8"],
+        Quantization,
         Meta(
             description="round weights, and what they are multiplied with, to 8 bits when the model is loaded: int8 on "
             "a CPU, fp8 on a GPU of compute capability 8.9 or higher; about half the memory and up to twice as fast, "
@@ -161,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="memory for the KV cache, such as 2GiB; default: by what is free", extra=_SIZE),
     ] = None
     kv_dtype: Annotated[
-        Literal["auto", "fp8"],
+        KvDtype,
         Meta(
             description="the type of the KV cache; auto is dtype, fp8 holds twice the tokens, on a GPU of compute "
             "capability 8.9 or higher, for a little accuracy"
@@ -262,11 +267,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(description="largest body of a request, such as 32MiB; a larger one is answered 413", extra=_SIZE)
     ] = 32 * 2**20
     tool_parser: Annotated[
-        Literal["auto", "none", "hermes", "llama3", "mistral"],
+        ToolParser,
         Meta(description="how the model writes tool calls; auto finds it in the chat template"),
     ] = "auto"
     reasoning_parser: Annotated[
-        Literal["auto", "none", "think"],
+        ReasoningParser,
         Meta(description="how the model marks its reasoning; auto finds it in the chat template and the tokenizer"),
     ] = "auto"
     data_dir: Annotated[

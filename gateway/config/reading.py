@@ -1,0 +1,224 @@
+"""Is a configuration file right, and if not, where and why? Each fault has its line, path and what would be right."""
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path as File
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from engine.link import parse_address
+from gateway.config.document import Document, Fault, Path, read
+from gateway.config.structs import Config, Model, NativeTarget, OpenAITarget, Target, Variant, VllmTarget, decode_value
+from gateway.fleet.upstream.sources import parse_source
+
+_ENGINES: Final[dict[str, type[Target]]] = {"native": NativeTarget, "vllm": VllmTarget, "openai": OpenAITarget}
+_LATER: Final[dict[str, str]] = {
+    "keys": "keys with limits are not there yet; --api-key-env takes keys for everything",
+    "log": "the request log is not there yet",
+    **dict.fromkeys(("weight", "sticky", "shadow", "fallback", "timeout", "rollout"), "this is not there yet"),
+}
+_AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_TYPES: Final = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list",
+    "object": "a mapping", "null": "nothing",
+}  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A file that can't be used. ``faults`` are all that were found, in the order of their lines."""
+
+    def __init__(self, file: str, faults: Iterable[Fault]) -> None:
+        self.faults = sorted(faults, key=lambda fault: fault.line)
+        self.shown = [fault.shown(file) for fault in self.faults]
+        super().__init__("\n".join(self.shown))
+
+
+def read_config(file: str) -> tuple[Config, Document]:
+    """What ``file`` says, and where.
+
+    Raises:
+        ConfigError: it can't be read, or is wrong.
+    """
+    try:
+        text = File(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid UTF-8"
+        raise ConfigError(file, [Fault(1, (), f"this file can't be read: {reason}")]) from None
+    document = read(text)
+    faults = list(document.faults)
+    if not faults:
+        models, targets = _sections(document, faults)
+        faults += _unlike(document, models, targets)
+        if not faults:
+            return Config(models=models, targets=targets), document
+    raise ConfigError(file, faults)
+
+
+def _sections(document: Document, faults: list[Fault]) -> tuple[dict[str, Model], dict[str, Target]]:
+    """Decode entry by entry, so that each has its own fault."""
+    top = document.value
+    if not isinstance(top, dict):
+        faults.append(document.fault((), "the file has two sections: models and targets"))
+        return {}, {}
+    known = Config.__struct_fields__
+    faults += [document.fault((name,), _unknown(name, known)) for name in top if name not in known]
+    faults += [
+        document.fault((name,), f"{name} has to be a mapping with at least one name in it")
+        for name in ("models", "targets")
+        if not isinstance(top.get(name), dict) or not top[name]
+    ]
+    if faults:
+        return {}, {}
+    models: dict[str, Model] = {}
+    targets: dict[str, Target] = {}
+    for name, value in top["models"].items():
+        model = _decode(document, ("models", name), value, Model, faults)
+        if model is not None:
+            models[name] = model
+    for name, value in top["targets"].items():
+        kind = _kind(document, ("targets", name), value, faults)
+        target = _decode(document, ("targets", name), value, kind, faults) if kind is not None else None
+        if target is not None:
+            targets[name] = target
+    return models, targets
+
+
+def _kind(document: Document, path: Path, value: Any, faults: list[Fault]) -> "type[Target] | None":
+    if not isinstance(value, dict):
+        faults.append(document.fault(path, "a target is a mapping, such as {engine: native, model: ./model}"))
+        return None
+    engine = value.get("engine")
+    if not isinstance(engine, str) or engine not in _ENGINES:
+        said = "engine is missing" if engine is None else f"engine {engine!r} is unknown"
+        faults.append(document.fault((*path, "engine"), f"{said}: it is {_listed(_ENGINES)}"))
+        return None
+    return _ENGINES[engine]
+
+
+def _decode(document: Document, path: Path, value: Any, kind: "type[msgspec.Struct]", faults: list[Fault]) -> Any:
+    try:
+        return msgspec.convert(value, kind, dec_hook=decode_value)
+    except msgspec.ValidationError as error:
+        faults.append(_translated(document, path, kind, value, error))
+        return None
+
+
+def _translated(document: Document, path: Path, kind: type, value: Any, error: msgspec.ValidationError) -> Fault:
+    """What msgspec found wrong, in words for who wrote the file."""
+    found = _AT.match(str(error))
+    what, below = (found["what"], found["path"] or "") if found else (str(error), "")
+    steps: list[str | int] = [int(index) if index else name for name, index in _STEP.findall(below)]
+    if "..." in below:  # msgspec doesn't say which key: the first whose value is wrong
+        steps = _search(value, below)
+    at = (*path, *steps)
+    if field := re.fullmatch(r"Object contains unknown field `(.*)`", what):
+        fields = Variant.__struct_fields__ if steps else _fields(kind)
+        return document.fault((*at, field[1]), _unknown(field[1], fields))
+    if field := re.fullmatch(r"Object missing required field `(.*)`", what):
+        return document.fault(at, f"{field[1]} is missing")
+    if types := re.fullmatch(r"Expected `(.*?)`(.*?)(?:, got `(.*)`)?", what):
+        but = f", but this is {_words(types[3])}" if types[3] else ""
+        return document.fault(at, f"expected {_words(types[1])}{types[2]}{but}")
+    if what.startswith("Invalid enum value") and len(steps) == 1:
+        return document.fault(at, f"{what[len('Invalid enum value ') :]} is unknown: it is {_choices(kind, steps[0])}")
+    return document.fault(at, what[:1].lower() + what[1:])
+
+
+def _search(value: Any, below: str) -> list[str | int]:
+    """The path of the variant at fault."""
+    field = below.partition("[...]")[0].lstrip(".")
+    for name, one in (value.get(field) or {}).items():
+        try:
+            msgspec.convert({"variants": {name: one}}, Model)
+        except msgspec.ValidationError:
+            return [field, name, *(name for name, _ in _STEP.findall(below.partition("[...]")[2]))]
+    return [field]
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    names: tuple[str, ...] = kind.__struct_fields__  # type: ignore[attr-defined]
+    return ("engine", *names) if kind is not Model else names
+
+
+def _unknown(name: str, fields: Iterable[str]) -> str:
+    if name in _LATER:
+        return _LATER[name]
+    close = get_close_matches(name, list(fields), 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"there is no such field; {hint}There are: {', '.join(fields)}"
+
+
+def _words(types: str) -> str:
+    return " or ".join(_TYPES.get(name, name) for name in types.split(" | ") if name != "null" or types == "null")
+
+
+def _choices(kind: type, field: str | int) -> str:
+    hint = get_type_hints(kind)[str(field)]
+    while get_origin(hint) is not Literal:
+        hint = get_args(hint)[0]
+    return _listed(get_args(hint))
+
+
+def _listed(names: Iterable[Any]) -> str:
+    *before, last = map(str, names)
+    return f"{', '.join(before)} or {last}" if before else last
+
+
+def _unlike(document: Document, models: dict[str, Model], targets: dict[str, Target]) -> Iterator[Fault]:
+    """What can be right in itself, and is wrong beside the rest."""
+    known = document.value.get("targets") if isinstance(document.value, dict) else None
+    for name, model in models.items():
+        yield from _wrong_model(document, name, model, known if isinstance(known, dict) else {})
+    for name, target in targets.items():
+        if isinstance(target, OpenAITarget):
+            yield from _wrong_upstreams(document, ("targets", name), target)
+        else:
+            yield from _wrong_workers(document, ("targets", name), target)
+
+
+def _wrong_model(document: Document, name: str, model: Model, targets: dict[str, Any]) -> Iterator[Fault]:
+    path: Path = ("models", name)
+    if not name.strip():
+        yield document.fault(path, "a model's name can't be empty")
+    if (model.target is None) == (model.variants is None):
+        yield document.fault(path, "a model has either target or variants")
+    elif model.variants is not None and len(model.variants) != 1:
+        yield document.fault(
+            (*path, "variants"), "more than one variant, with weights, is not there yet: name exactly one"
+        )
+    elif model.leads_to not in targets:
+        at: Path = ("target",) if model.variants is None else ("variants", *model.variants, "target")
+        there = f"the targets are {_listed(targets)}" if targets else "there are none"
+        yield document.fault((*path, *at), f"there is no target {model.leads_to!r}: {there}")
+
+
+def _wrong_upstreams(document: Document, path: Path, target: OpenAITarget) -> Iterator[Fault]:
+    if not target.urls and target.file is None:
+        yield document.fault(path, "urls or file has to say where the servers are")
+    for index, url in enumerate(target.urls):
+        try:
+            parse_source(url)
+        except ValueError as error:
+            yield document.fault((*path, "urls", index), str(error))
+
+
+def _wrong_workers(document: Document, path: Path, target: NativeTarget | VllmTarget) -> Iterator[Fault]:
+    for index, address in enumerate(target.workers):
+        try:
+            parse_address(address)
+        except ValueError as error:
+            yield document.fault((*path, "workers", index), str(error))
+        if address in target.workers[:index]:
+            yield document.fault((*path, "workers", index), "the same worker was named twice")
+    if target.workers and target.replicas > 1:
+        yield document.fault((*path, "replicas"), "replicas are started here; leave it out beside workers")
+    if target.secret_env is None and any(address.startswith("tcp:") for address in target.workers):
+        yield document.fault((*path, "workers"), "workers on tcp:// need secret_env: the secret that they were given")
+    if target.kv_replay is not None and target.kv_events is None:
+        yield document.fault((*path, "kv_replay"), "kv_replay needs kv_events: there is nothing to replay without it")
+    for field in ("ttft", "tpot", "max_wait"):
+        if getattr(target, field) == 0:
+            yield document.fault((*path, field), "this has to be above 0")

@@ -1,0 +1,175 @@
+"""What may stand in a configuration file? One struct for each section; what they don't have is refused.
+
+Where a field means what an option of ``penstock serve`` does, its description is that option's.
+"""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from gateway.settings import (
+    Device,
+    Dtype,
+    KvDtype,
+    Quantization,
+    ReasoningParser,
+    ToolParser,
+    descriptions,
+    parse_seconds,
+    parse_share,
+    parse_size,
+)
+from scheduler.policies import Policy
+
+_OPTIONS: Final = descriptions()
+
+
+def _as(option: str) -> Meta:
+    return Meta(description=_OPTIONS[option])
+
+
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Size(int):
+    """Bytes, written as a number or as ``2GiB``."""
+
+
+class Seconds(float):
+    """Seconds, written as a number or as ``200ms``."""
+
+
+class Share(float):
+    """A part of a whole, written as ``0.9`` or ``90%``."""
+
+
+_PARSERS: Final[dict[type, Any]] = {
+    Size: lambda text: Size(parse_size(text)),
+    Seconds: lambda text: Seconds(parse_seconds(text)),
+    Share: lambda text: Share(parse_share(text)),
+}
+_EXAMPLES: Final[dict[type, list[Any]]] = {Size: ["2GiB"], Seconds: ["500ms", 1.5], Share: [0.9, "90%"]}
+
+
+def decode_value(kind: type, value: Any) -> Any:
+    """A `Size`, `Seconds` or `Share` as msgspec wants it of a hook.
+
+    Raises:
+        ValueError: ``value`` is none; the message says what would be right.
+    """
+    return _PARSERS[kind](str(value))
+
+
+def describe_value(kind: type) -> dict[str, Any]:
+    """The JSON schema of such a value."""
+    return {"type": ["string", "number"], "examples": _EXAMPLES[kind]}
+
+
+class _Workers(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that workers compute which speak Penstock's own link."""
+
+    model: Annotated[str | None, _as("model")] = None
+    replicas: Annotated[Count, _as("replicas")] = 1
+    workers: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="instead of running the model here, use these workers, which were started with penstock "
+            "worker: tcp://HOST:PORT or unix:PATH"
+        ),
+    ] = ()
+    secret_env: Annotated[str | None, _as("worker_secret_env")] = None
+    tls_ca: Annotated[str | None, _as("worker_tls_ca")] = None
+    device: Annotated[Device, _as("device")] = "auto"
+    dtype: Annotated[Dtype, _as("dtype")] = "auto"
+    quantization: Annotated[Quantization, _as("quantization")] = "none"
+    max_model_len: Annotated[Count | None, _as("max_model_len")] = None
+    max_running: Annotated[Count | None, _as("max_running")] = None
+    kv_memory: Annotated[Size | None, _as("kv_memory")] = None
+    kv_dtype: Annotated[KvDtype, _as("kv_dtype")] = "auto"
+    gpu_memory: Annotated[Share | None, _as("gpu_memory")] = None
+    block_size: Annotated[Count | None, _as("block_size")] = None
+    threads: Annotated[
+        Count | None,
+        Meta(
+            description="threads of each worker for the model's arithmetic; default: its part of the cores, which all "
+            "workers that are started here divide",
+        ),
+    ] = None
+    ttft: Annotated[Seconds | None, _as("ttft")] = None
+    tpot: Annotated[Seconds | None, _as("tpot")] = None
+    placement: Annotated[Policy, _as("placement")] = "held"
+    max_wait: Annotated[Seconds | None, _as("max_wait")] = None
+    tool_parser: Annotated[ToolParser, _as("tool_parser")] = "auto"
+    reasoning_parser: Annotated[ReasoningParser, _as("reasoning_parser")] = "auto"
+    kv_events: Annotated[str | None, _as("kv_events")] = None
+    kv_replay: Annotated[str | None, _as("kv_replay")] = None
+
+
+class NativeTarget(_Workers, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="engine", tag="native"):
+    """A model on Penstock's own engine."""
+
+
+class VllmTarget(_Workers, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="engine", tag="vllm"):
+    """A model on vLLM, in a worker of ours."""
+
+    vllm_python: Annotated[str | None, _as("vllm_python")] = None
+    vllm_args: Annotated[
+        dict[str, Any] | None, Meta(description="more of vLLM's own engine arguments, such as tensor_parallel_size: 2")
+    ] = None
+
+
+class OpenAITarget(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="engine", tag="openai"
+):
+    """OpenAI-compatible servers, any of which may answer what the others may."""
+
+    urls: Annotated[
+        tuple[str, ...],
+        Meta(description="the servers: http://HOST:PORT, or dns:NAME:PORT for every address of a name"),
+    ] = ()
+    file: Annotated[str | None, _as("upstream_file")] = None
+    model: Annotated[
+        str | None, Meta(description="what the servers call the model; default: the name that the client said")
+    ] = None
+    api_key_env: Annotated[str | None, _as("upstream_api_key_env")] = None
+    placement: Annotated[Policy, _as("placement")] = "held"
+
+
+Target = NativeTarget | VllmTarget | OpenAITarget
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the ways in which a model is answered for."""
+
+    target: Annotated[str, Meta(description="the target that answers, by its name under targets")]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a name that clients send leads to: a target, or variants, of which there can be one only so far."""
+
+    target: Annotated[str | None, Meta(description="the target that answers, by its name under targets")] = None
+    variants: Annotated[
+        dict[str, Variant] | None, Meta(description="instead of target: exactly one variant, by a name of its own")
+    ] = None
+
+    @property
+    def leads_to(self) -> str:
+        """The target's name."""
+        if self.target is not None:
+            return self.target
+        (variant,) = (self.variants or {}).values()
+        return variant.target
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole file."""
+
+    models: Annotated[dict[str, Model], Meta(description="the names that clients send")]
+    targets: Annotated[dict[str, Target], Meta(description="where answers come from, by names of their own")]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a file, for editors."""
+    made = msgspec.json.schema(Config, schema_hook=describe_value)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "penstock.yaml", **made}

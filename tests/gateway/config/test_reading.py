@@ -1,0 +1,152 @@
+"""A configuration file: what it may say, and that each fault has its line, its path and what would be right."""
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config.document import read
+from gateway.config.reading import ConfigError, read_config
+from gateway.config.structs import NativeTarget, OpenAITarget, VllmTarget, schema
+from penstock import main
+
+GOOD = """
+models:
+  chat: {target: qwen}
+  large:
+    variants: {only: {target: remote}}
+targets:
+  qwen: {engine: native, model: ./qwen, replicas: 2, device: cpu, kv_memory: 2GiB, ttft: 500ms, gpu_memory: 80%}
+  next: {engine: vllm, model: Qwen/Qwen3-8B, vllm_args: {tensor_parallel_size: 2}}
+  far: {engine: native, workers: ["tcp://10.0.0.5:9100"], secret_env: FLEET_SECRET}
+  remote: {engine: openai, urls: ["http://10.0.0.6:8000", "dns:vllm:8000"], model: Qwen/Qwen2.5-7B, api_key_env: KEY}
+"""
+REST = "targets: {t: {engine: native}}\n"
+
+
+def faults(tmp_path: Path, text: str) -> list[str]:
+    file = tmp_path / "penstock.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        read_config(str(file))
+    return [line.removeprefix(f"{file}:") for line in str(raised.value).splitlines()]
+
+
+def test_a_file_says_what_is_served(tmp_path: Path) -> None:
+    file = tmp_path / "penstock.yaml"
+    file.write_text(GOOD)
+    config, document = read_config(str(file))
+    assert {name: model.leads_to for name, model in config.models.items()} == {"chat": "qwen", "large": "remote"}
+    qwen, following, far, remote = config.targets.values()
+    assert isinstance(qwen, NativeTarget) and (qwen.replicas, qwen.kv_memory) == (2, 2 << 30)
+    assert (qwen.ttft, qwen.gpu_memory) == (0.5, 0.8)
+    assert isinstance(following, VllmTarget) and following.vllm_args == {"tensor_parallel_size": 2}
+    assert isinstance(far, NativeTarget) and far.workers == ("tcp://10.0.0.5:9100",)
+    assert isinstance(remote, OpenAITarget) and remote.model == "Qwen/Qwen2.5-7B"
+    assert document.lines["targets", "remote", "urls", 1] == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("models: {c: {target: q}}\n" + REST, "1: models.c.target: there is no target 'q': the targets are t"),
+        ("models: {c: {}}\n" + REST, "1: models.c: a model has either target or variants"),
+        ("models: {c: {target: t, variants: {a: {target: t}}}}\n" + REST, "1: models.c: a model has either"),
+        ("models: {c: {variants: {a: {target: t}, b: {target: t}}}}\n" + REST, "1: models.c.variants: more than one"),
+        ("models: {c: {variants: {a: {target: t, weight: 5}}}}\n" + REST, "1: models.c.variants.a.weight: this is not"),
+        (
+            "models: {c: {variants: {a: {target: 5}}}}\n" + REST,
+            "1: models.c.variants.a.target: expected text, but this",
+        ),
+        ("models: {c: {targt: t}}\n" + REST, "1: models.c.targt: there is no such field; did you mean target?"),
+        ("models: {c: {target: t}}\nkeys: []\n" + REST, "2: keys: keys with limits are not there yet"),
+        ("models: {c: {target: t}}\ntargts: {}\n" + REST, "2: targts: there is no such field; did you mean targets?"),
+        ("models: {c: {target: t}}\n", "1: targets: targets has to be a mapping"),
+        ("models: {c: {target: t}}\ntargets:\n  t:\n    model: x\n", "3: targets.t.engine: engine is missing"),
+        ("models: {c: {target: t}}\ntargets:\n  t: {engine: sglang}\n", "3: targets.t.engine: engine 'sglang' is unk"),
+        ("models: {c: {target: t}}\ntargets: {t: native}\n", "2: targets.t: a target is a mapping"),
+        ("models: {no: {target: t}}\n" + REST, "1: models: no can't be a name here: put it in quotes"),
+        ("models: {c: {target: t}, c: {target: t}}\n" + REST, "1: models.c: this stands here twice"),
+        ("models: [\n", "2: this is no YAML: "),
+        ("- a\n", "1: the file has two sections"),
+        ("", "1: the file has two sections"),
+    ],
+)
+def test_faults_have_their_place(tmp_path: Path, text: str, fault: str) -> None:
+    assert faults(tmp_path, text)[0].startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("engine: native, replica: 2", "replica: there is no such field; did you mean replicas?"),
+        ("engine: native, replicas: 0", "replicas: expected a whole number >= 1"),
+        ("engine: native, replicas: two", "replicas: expected a whole number, but this is text"),
+        ("engine: native, device: gpu", "device: 'gpu' is unknown: it is auto, cpu or cuda"),
+        ("engine: native, placement: best", "placement: 'best' is unknown: it is held, "),
+        ("engine: native, kv_memory: much", "kv_memory: 'much' is no size above 0: write 2GiB"),
+        ("engine: native, ttft: soon", "ttft: 'soon' is no duration: write"),
+        ("engine: native, ttft: 0", "ttft: this has to be above 0"),
+        ("engine: native, gpu_memory: 3", "gpu_memory: '3' is no share"),
+        ("engine: native, vllm_args: {}", "vllm_args: there is no such field"),
+        ("engine: native, urls: []", "urls: there is no such field"),
+        ("engine: native, workers: ['unix:/a', 'unix:/a']", "workers[1]: the same worker was named twice"),
+        ("engine: native, workers: ['tcp://a:1']", "workers: workers on tcp:// need secret_env"),
+        ("engine: native, workers: ['http://a:1']", "workers[0]: "),
+        ("engine: native, workers: ['unix:/a'], replicas: 2", "replicas: replicas are started here"),
+        ("engine: vllm, kv_replay: 'tcp://*:1'", "kv_replay: kv_replay needs kv_events"),
+        ("engine: openai", "urls or file has to say"),
+        ("engine: openai, urls: [x]", "urls[0]: 'x' is no URL of an upstream: write http://"),
+        ("engine: openai, urls: http://a", "urls: expected a list, but this is text"),
+    ],
+)
+def test_faults_of_targets_have_their_place(tmp_path: Path, target: str, fault: str) -> None:
+    found = faults(tmp_path, f"models: {{c: {{target: t}}}}\ntargets:\n  t: {{{target}}}\n")
+    assert found[0].startswith(f"3: targets.t{'.' if ':' in fault else ': '}{fault}")
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = "targets:\n  a: {engine: x}\n  b: {engine: openai}\nmodels:\n  c: {target: d}\n"
+    assert [line.partition(":")[0] for line in faults(tmp_path, text)] == ["2", "3", "5"]
+
+
+def test_a_file_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="this file can't be read: No such file"):
+        read_config(str(tmp_path / "penstock.yaml"))
+
+
+def test_the_schema_takes_what_the_reader_takes() -> None:
+    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.validate(yaml.safe_load(GOOD), schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"models": {}, "targets": {"a": {"engine": "native", "replica": 1}}}, schema())
+
+
+def test_the_command_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "penstock.yaml"
+    file.write_text(GOOD)
+    assert main(["config", "check", str(file)]) == 0
+    assert "2 models, 4 targets, no faults" in capsys.readouterr().out
+    file.write_text(GOOD.replace("native", "nativ", 1))
+    assert main(["config", "check", str(file)]) == 1
+    assert f"{file}:7: targets.qwen.engine: engine 'nativ' is unknown" in capsys.readouterr().err
+    assert main(["config", "schema"]) == 0
+    assert '"NativeTarget"' in capsys.readouterr().out
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_every_value_has_a_line(value: object) -> None:
+    text = yaml.safe_dump(value)
+    document = read(text)
+    lines = text.count("\n") + 1
+    assert all(1 <= line <= lines for line in document.lines.values())
+    if not document.faults:
+        assert document.value == value
