@@ -48,39 +48,28 @@ class Client(Protocol):
 
 
 class Exchange:
-    """One request. ``endpoint`` is its path; ``headers`` have lower-case names; it is counted under ``label``.
-
-    ``keep_alive`` and ``chunked`` tell what the client's HTTP can do.
-    """
+    """One request, with this ``head``. ``size`` is that of the body so far; it is counted under ``label``."""
 
     __slots__ = (
-        "_attempts", "_body", "_chunked", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes",
-        "_parts", "_queued", "_received", "_retries", "_size", "_stream", "_timer", "_tried", "_winner", "counters",
-        "endpoint", "headers", "label", "model", "prompt", "request_id",
+        "_attempts", "_body", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes", "_queued",
+        "_received", "_rest", "_retries", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint", "head",
+        "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        lanes: "Lanes",
-        client: Client,
-        endpoint: str,
-        headers: list[tuple[bytes, bytes]],
-        keep_alive: bool,
-        chunked: bool,
-    ) -> None:
+    def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
         self._lanes = lanes
         self._lane: Lane  # once it is admitted
         self._client = client
-        self.endpoint = endpoint
-        self.headers = headers
+        self.head = head
+        self.endpoint = head.endpoint
         self.model = self.label = ""
         self.counters: ModelMetrics | None = None
-        self.request_id = b""
-        self._keep_alive = keep_alive
-        self._chunked = chunked
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._body = self._forwarded = b""
+        self.request_id = head.request_id or lanes.new_id()
+        self._keep_alive = head.keep_alive
+        self._body = b""
+        self._rest: list[bytes] | None = None
+        self.size = 0
+        self._forwarded = head.lines
         self.prompt: Prompt = NO_PROMPT
         self._received = 0.0
         self._attempts: list[Connection] = []
@@ -97,9 +86,14 @@ class Exchange:
 
     def take(self, part: bytes) -> bool:
         """More of the body. False: it is too much, and `refuse` should follow."""
-        self._size += len(part)
-        self._parts.append(part)
-        return self._size <= self._lanes.context.max_body
+        self.size += len(part)
+        if not self._body:
+            self._body = part
+        elif self._rest is None:
+            self._rest = [part]
+        else:
+            self._rest.append(part)
+        return self.size <= self._lanes.context.max_body
 
     def start(self) -> None:
         """The body is complete, and it is this request's turn."""
@@ -115,10 +109,9 @@ class Exchange:
 
     def refuse(self, error: errors.ApiError) -> None:
         """Answer with an error, whether the body is complete or not."""
-        self._parts.clear()
+        self._body, self._rest = b"", None
         self._received = perf_counter()
         self._lanes.began(self)
-        self._read_headers()
         self._fail(error)
 
     def abandon(self) -> None:
@@ -161,19 +154,19 @@ class Exchange:
             ApiError: it can't be answered.
         """
         lanes = self._lanes
-        parts = self._parts
-        self._body = body = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        authorization, key = self._read_headers()
         context = lanes.context
         if context.draining:
             raise errors.shutting_down()
-        context.keys.check(authorization)
+        context.keys.check(self.head.authorization)
+        if self._rest is not None:
+            self._body = b"".join((self._body, *self._rest))
+            self._rest = None
+        body = self._body
         skimmed = skim(body)
         model = skimmed.model
         self._lane = lane = lanes.route(model)
         if lane.passes_keys:
-            self._forwarded += key
+            self._forwarded += self.head.key
         ready = lane.ready(model, self._received)
         self.model = model
         self.label = label = model if lane.named or ready[0].models else ""  # names that clients make up are no labels
@@ -186,12 +179,6 @@ class Exchange:
         self._send(lane.placing.choose(ready, prompt, self._received))
         if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
             self._timer = lanes.loop.call_later(delay, self._send_hedge)
-
-    def _read_headers(self) -> tuple[bytes, bytes]:
-        """Note what goes on and the request's id; the client's ``Authorization``, and the line that it came in."""
-        self._forwarded, authorization, key, request_id = heads.passed(self.headers)
-        self.request_id = request_id or self._lanes.new_id()
-        return authorization, key
 
     # Attempts
 
@@ -344,15 +331,10 @@ class Exchange:
         self._lane.answering(self, connection, connection.last - self._received, streamed)
 
     def _begin(self, connection: Connection, *, events: bool) -> Stream:
-        self._keep_alive = self._keep_alive and self._chunked
-        head = heads.response(
-            connection.status,
-            connection.headers,
-            self.request_id,
-            chunked=self._chunked,
-            keep_alive=self._keep_alive,
-        )
-        return Stream(self._client, head, events=events, chunked=self._chunked)
+        chunked = self.head.chunked
+        self._keep_alive = self._keep_alive and chunked
+        head = heads.beginning(_lines(connection), self.request_id, chunked=chunked, keep_alive=self._keep_alive)
+        return Stream(self._client, head, events=events, chunked=chunked)
 
     def _keep(self, connection: Connection, data: bytes) -> None:
         """Keep a part of an answer that is no stream, or begin to send it on if it is long."""
@@ -373,10 +355,7 @@ class Exchange:
             self._drop(connection)
             self._fail(replaced)
             return
-        head = heads.response(
-            status, connection.headers, self.request_id, len(data), chunked=self._chunked, keep_alive=self._keep_alive
-        )
-        self._client.write(head + data)
+        self._client.write(heads.answer(_lines(connection), self.request_id, data, self._keep_alive))
         self._finish(connection, tally_whole(data) if status == 200 else NO_TALLY)
 
     def _end_stream(self, connection: Connection, stream: Stream) -> None:
@@ -432,6 +411,13 @@ class Exchange:
             self._queued = False
             self._lanes.context.queued -= 1
         self._lanes.ended(self, status, outcome, perf_counter() - self._received)
+
+
+def _lines(connection: Connection) -> bytes:
+    """What of an answer's head goes on to the client: the same as long as the target says the same."""
+    if not connection.lines:
+        connection.lines = heads.answer_lines(connection.status, connection.headers)
+    return connection.lines
 
 
 def outcome(status: int) -> Outcome:

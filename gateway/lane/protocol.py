@@ -2,6 +2,8 @@
 
 Requests of one connection are answered in their order, whichever way they take: one that comes before the answer to
 the one before it is complete (pipelining) waits in uvicorn's own queue.
+
+A request under the same head as the one before it isn't parsed again (`gateway.wire.known_head`).
 """
 
 import asyncio
@@ -14,8 +16,10 @@ import httptools
 from gateway.http_protocol import HttpProtocol
 from gateway.lane.endpoints import ENDPOINTS
 from gateway.lane.exchange import Exchange
+from gateway.lane.heads import RequestHead
 from gateway.lane.lanes import Lanes
 from gateway.wire import errors
+from gateway.wire.known_head import KnownHead
 
 _LINGER: Final = 1.0  # seconds; an early answer must be read before the connection is closed
 
@@ -30,11 +34,17 @@ class LaneProtocol(HttpProtocol):
         self._running: Exchange | None = None
         self._discarding = False
         self._idle_since = 0.0
+        self._fed = b""  # what httptools is being fed, if it began between two messages
+        self._between = True
+        self._known: KnownHead | None = None  # the last request's head, as it came and as it was understood
+        self._known_as: RequestHead
+        self._missing = 0  # bytes of a body under a known head
 
     # uvicorn's events
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._incoming = None
+        self._incoming = self._known = None
+        self._missing = 0
         running, self._running = self._running, None
         super().connection_lost(exc)
         if running is not None:
@@ -57,6 +67,25 @@ class LaneProtocol(HttpProtocol):
             self._running.pause(False)
 
     def data_received(self, data: bytes) -> None:
+        if self._missing:
+            self._take_more(data)
+            return
+        known = self._known
+        if known is not None:
+            if self._running is None and self.timeout_keep_alive_task is None and (begin := known.begins(data)):
+                missing = known.length - (len(data) - begin)
+                if missing >= 0 and known.length <= self._lanes.context.max_body:
+                    self._take_known(data[begin:], missing)
+                    return
+            self._known = None
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        self._fed = data if self._between else b""
+        self._feed(data)
+        self._fed = b""
+
+    def _feed(self, data: bytes) -> None:
         if self._in_head or self.timeout_keep_alive_task is not None:
             super().data_received(data)  # the rare case: a head in pieces, or after an answer of uvicorn's
             return
@@ -68,10 +97,37 @@ class LaneProtocol(HttpProtocol):
             pass  # no other protocol is spoken here: the request is answered as if it had not asked for one
         self._head_bytes = len(data)  # of a head, if this ends within one
 
+    # Requests under a known head
+
+    def _take_known(self, body: bytes, missing: int) -> None:
+        """A request whose ``body`` has come but for the last ``missing`` bytes."""
+        exchange = Exchange(self._lanes, self, self._known_as)
+        exchange.take(body)
+        if missing:
+            self._incoming, self._missing = exchange, missing
+        else:
+            self._running = exchange
+            exchange.start()
+
+    def _take_more(self, data: bytes) -> None:
+        """More of a body, and perhaps the next request's beginning."""
+        exchange, missing = self._incoming, self._missing
+        assert exchange is not None
+        exchange.take(data if len(data) <= missing else data[:missing])
+        if len(data) < missing:
+            self._missing = missing - len(data)
+            return
+        self._missing = 0
+        self._incoming, self._running = None, exchange
+        exchange.start()
+        if len(data) > missing:
+            self.data_received(data[missing:])
+
     # httptools' events
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
+        self._between = False
         self.url = b""
         self.headers = []
 
@@ -84,10 +140,9 @@ class LaneProtocol(HttpProtocol):
             self._to_asgi()
             return
         self._in_head = False
-        version = self.parser.get_http_version()
-        keep_alive = self.parser.should_keep_alive()
-        exchange = Exchange(self._lanes, self, endpoint, self.headers, keep_alive, version != "1.0")
-        self._incoming = exchange
+        keep_alive, chunked = self.parser.should_keep_alive(), self.parser.get_http_version() != "1.0"
+        head = RequestHead(endpoint, self.headers, keep_alive=keep_alive, chunked=chunked)
+        self._incoming = Exchange(self._lanes, self, head)
         if (b"expect", b"100-continue") in self.headers:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -101,6 +156,7 @@ class LaneProtocol(HttpProtocol):
 
     def on_message_complete(self) -> None:
         incoming = self._incoming
+        self._between = True
         if incoming is None:
             if self._discarding:
                 self.transport.close()
@@ -112,6 +168,8 @@ class LaneProtocol(HttpProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((incoming, None))  # type: ignore[arg-type]
         else:
+            if incoming.head.plain:
+                self._known, self._known_as = KnownHead.learn(self._fed, incoming.size), incoming.head
             self._running = incoming
             incoming.start()
 
