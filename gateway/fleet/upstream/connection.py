@@ -187,6 +187,7 @@ class Connection(asyncio.Protocol):
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
+        begins = not self.status and not self._head_bytes
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -207,7 +208,7 @@ class Connection(asyncio.Protocol):
         if not self._ended:
             receiver.on_data(self, body, False)
             return
-        if self._stays and not self._head_bytes and self.status not in _NO_BODY:
+        if begins and self._stays and self.status not in _NO_BODY:
             self._known = KnownHead.learn(data, len(body))
             self._status = self.status
         self._complete(receiver, body)
