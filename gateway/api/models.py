@@ -24,7 +24,8 @@ async def show_model(context: Context, exchange: Exchange) -> None:
 
 def _passed(context: Context) -> list[Model]:
     """The models of upstreams. When they were made is theirs to know."""
-    return [Model(name, 0) for name in context.upstreams.names()] if context.upstreams is not None else []
+    names = context.upstreams.names() if context.upstreams is not None else []
+    return [Model(name, 0, owned_by="upstream") for name in names]
 
 
 def _shown(model: ServedModel) -> Model:

@@ -5,8 +5,9 @@ unusually long. Whoever answers first has it; the others' connections are closed
 stream go to the client as they come. Answers that are no streams are kept until they are complete, as long as they are
 small: until then they can still be had from somebody else.
 
-Nothing here waits: everything happens in what the two connections call. To continue a broken stream elsewhere, where
-upstreams accept token prompts, `Exchange.on_fault` is the place.
+A stream that breaks goes on elsewhere where `gateway.lane.continuation` can have that.
+
+Nothing here waits: everything happens in what the two connections call.
 """
 
 import logging
@@ -14,9 +15,11 @@ from asyncio import TimerHandle
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.fleet.upstream.connection import Connection, Fault
+from gateway.fleet.upstream.connection import Connection, Fault, Receiver
 from gateway.fleet.upstream.target import Target
 from gateway.lane import endpoints, heads
+from gateway.lane.answer_so_far import AnswerSoFar
+from gateway.lane.continuation import Continuation, Remembering
 from gateway.lane.placing import NO_PROMPT, Prompt
 from gateway.lane.scan import NO_TALLY, Tally, renamed, skim, tally, tally_whole
 from gateway.lane.stream import Stream
@@ -52,8 +55,8 @@ class Exchange:
 
     __slots__ = (
         "_attempts", "_body", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes", "_queued",
-        "_received", "_rest", "_retries", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint", "head",
-        "label", "model", "prompt", "request_id", "size",
+        "_received", "_rest", "_retries", "_so_far", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint",
+        "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
@@ -76,6 +79,7 @@ class Exchange:
         self._tried: list[Target] = []
         self._winner: Connection | None = None
         self._stream: Stream | None = None
+        self._so_far: AnswerSoFar | None = None
         self._kept: list[bytes] | None = None
         self._retries = 0
         self._queued = False
@@ -176,6 +180,8 @@ class Exchange:
         context.queued += 1
         self._queued = True
         self.prompt = prompt = lane.prompt(skimmed)
+        if lane.targets.continuing and skimmed.stream:
+            self._so_far = AnswerSoFar(self.endpoint, self._body)
         self._send(lane.placing.choose(ready, prompt, self._received))
         if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
             self._timer = lanes.loop.call_later(delay, self._send_hedge)
@@ -191,16 +197,20 @@ class Exchange:
         self._send_on(connection)
 
     def _send_on(self, connection: Connection) -> None:
+        so_far = self._so_far
+        body = self._body if so_far is None else so_far.asking(connection.target.continues)
+        self._post(connection, self.endpoint, body, self)
+
+    def _post(self, connection: Connection, endpoint: str, body: bytes, receiver: Receiver) -> None:
         target = connection.target
         if target.breaker.tripped:
             target.breaker.began()
         self._attempts.append(connection)
-        body = self._body
         connection.send(
             b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
-            % (target.head("POST", self.endpoint), self._forwarded, self.request_id, len(body)),
+            % (target.head("POST", endpoint), self._forwarded, self.request_id, len(body)),
             body,
-            self,
+            receiver,
         )
 
     def _send_hedge(self) -> None:
@@ -262,6 +272,9 @@ class Exchange:
                 self._answer(connection, data)
             else:
                 self._keep(connection, data)
+        except Fault as fault:
+            connection.close()
+            self.on_fault(connection, fault)
         except Exception:
             log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
             self.interrupt(errors.internal_error())
@@ -276,13 +289,10 @@ class Exchange:
             again.ticket = connection.ticket
             self._send_on(again)
             return
-        self._drop(connection)
         now = perf_counter()
-        target.counts.failed += 1
-        self._lane.target_failed(target, now)
-        log.warning("request=%s upstream=%s %s: %s", self.request_id.decode(), target.name, fault.kind, fault)
+        self.failed(connection, fault, now)
         if self._stream is not None and self._stream.begun:
-            self._break(_no_answer(fault))
+            self._go_on(target, fault, now)
             return
         self._winner = self._stream = self._kept = None
         if self._attempts:
@@ -292,6 +302,17 @@ class Exchange:
             self._fail(_no_answer(fault))
         else:
             self._send(other)
+
+    def _go_on(self, broken: Target, fault: Fault, now: float) -> None:
+        """Have another target go on with the stream, or say that it is broken."""
+        stream = self._stream
+        if not isinstance(stream, Remembering):
+            self.give_up(fault, self._so_far.why_not_with(broken.continues) if self._so_far is not None else "")
+            return
+        try:
+            Continuation(self, stream, broken).begin(now)
+        except ValueError as error:
+            self.give_up(fault, str(error))
 
     def _go_elsewhere(self, connection: Connection, ended: bool) -> bool:
         """Whether another target is asked, because of this one's status."""
@@ -334,6 +355,10 @@ class Exchange:
         chunked = self.head.chunked
         self._keep_alive = self._keep_alive and chunked
         head = heads.beginning(_lines(connection), self.request_id, chunked=chunked, keep_alive=self._keep_alive)
+        so_far, continues = self._so_far, connection.target.continues
+        if so_far is not None and events and connection.status == 200 and so_far.follows(continues):
+            so_far.begin(continues)
+            return Remembering(self._client, head, so_far, chunked=chunked)
         return Stream(self._client, head, events=events, chunked=chunked)
 
     def _keep(self, connection: Connection, data: bytes) -> None:
@@ -377,6 +402,53 @@ class Exchange:
         if tally is not NO_TALLY:
             self._lane.count(self, tally)
         self._end(status, "ok" if status < 400 else outcome(status))
+        self._client.done(not self._keep_alive)
+
+    # What a continuation calls
+
+    @property
+    def retries_allowed(self) -> int:
+        """How many targets may go on with an answer, one after the other."""
+        return self._lane.targets.options.retries
+
+    def ready(self, now: float) -> list[Target]:
+        """The targets that may get a request for the model now."""
+        return self._lane.targets.ready(self.model, now)
+
+    def choose(self, targets: list[Target], now: float) -> Target:
+        """Where the rest of the answer should come from."""
+        return self._lane.placing.choose(targets, self.prompt, now)
+
+    def send_rest(self, target: Target, endpoint: str, body: bytes, receiver: Receiver) -> None:
+        """Ask the target that was chosen for the rest of the answer."""
+        connection = self._winner = target.connection(fresh=True)
+        target.in_flight += 1
+        self._lane.placing.sent(connection, self.prompt)
+        self._post(connection, endpoint, body, receiver)
+
+    def goes_on(self, connection: Connection) -> None:
+        """The first of the rest has come."""
+        self._lane.goes_on(connection)
+
+    def failed(self, connection: Connection, fault: Fault, now: float) -> None:
+        """A target failed with the request."""
+        target = connection.target
+        self._drop(connection)
+        target.counts.failed += 1
+        self._lane.target_failed(target, now)
+        log.warning("request=%s upstream=%s %s: %s", self.request_id.decode(), target.name, fault.kind, fault)
+
+    def give_up(self, fault: Fault, why_not: str) -> None:
+        """End a stream that has begun, because of a fault; ``why_not`` is why nobody goes on with it."""
+        self._break(_no_answer(fault, why_not))
+
+    def end_rest(self, connection: Connection | None) -> None:
+        """The last of the rest has been sent on."""
+        if connection is not None:
+            self._drop(connection)
+        if self._stream is not None:
+            self._lane.count(self, tally(self._stream.tail))
+        self._end(200, "ok")
         self._client.done(not self._keep_alive)
 
     # The end
@@ -427,8 +499,10 @@ def outcome(status: int) -> Outcome:
     return "invalid" if status < 500 else "failed"
 
 
-def _no_answer(fault: Fault) -> errors.ApiError:
-    """What a client is told when no target answered."""
+def _no_answer(fault: Fault, why_not: str = "") -> errors.ApiError:
+    """What a client is told when no target answered; ``why_not``: why none went on with an answer that broke off."""
+    if why_not:
+        fault = Fault(fault.kind, f"{fault}, and no other one could go on with it ({why_not})")
     if fault.kind == "garbage":
         return errors.bad_upstream(f"The upstream's answer can't be used: {fault}.")
     if fault.kind == "timeout":

@@ -141,6 +141,15 @@ class Lane:
         if streamed and exchange.counters is not None:
             exchange.counters.first_token.observe(seconds)
 
+    def goes_on(self, connection: Connection) -> None:
+        """The first byte of the rest of an answer came that another target had broken off."""
+        target = connection.target
+        self.counts.continued += 1
+        target.counts.answered += 1
+        if target.breaker.succeeded(connection.last):
+            self.targets.changed()
+        self.placing.answered(connection)
+
     def count(self, exchange: Exchange, tally: Tally) -> None:
         """Note what a complete answer says of itself."""
         metrics = exchange.counters

@@ -5,7 +5,8 @@ from typing import Final, Protocol
 from gateway.lane.scan import TAIL
 
 _LONGEST_EVENT: Final = 1 << 22  # a longer one goes on in pieces
-_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+ENDS: Final = (b"\n\n", b"\r\n\r\n")
+"""What an event ends with."""
 
 
 class Writer(Protocol):
@@ -54,7 +55,7 @@ class Stream:
             if self._partial:
                 data = self._partial + data
                 self._partial = b""
-            if not ended and not data.endswith(_ENDS):
+            if not ended and not data.endswith(ENDS):
                 data = self._hold_back(data)
         if data:
             self._oldest, self._older, self._last = self._older, self._last, data
@@ -77,7 +78,7 @@ class Stream:
 
     def _hold_back(self, data: bytes) -> bytes:
         """The whole events at the beginning of ``data``; the rest waits."""
-        end = max((place + len(mark) for mark in _ENDS if (place := data.rfind(mark)) >= 0), default=0)
+        end = max((place + len(mark) for mark in ENDS if (place := data.rfind(mark)) >= 0), default=0)
         if len(data) - end > _LONGEST_EVENT:
             return data
         self._partial = data[end:]

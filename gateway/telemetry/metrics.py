@@ -5,6 +5,7 @@ once a token is `Count`s and `Intervals`, looked up once: a list increment, 0.13
 lock and walks its buckets, 0.64 µs (Python 3.11, Zen 5). It still writes the page.
 """
 
+import contextlib
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,9 @@ METRICS: Final[dict[str, Metric]] = {
     "penstock_retries_total": Metric("counter", "Requests sent to another upstream because the first one failed."),
     "penstock_hedges_total": Metric("counter", "Requests sent to a second upstream because the first one was late."),
     "penstock_hedges_won_total": Metric("counter", "Those of the hedges that answered first."),
+    "penstock_streams_continued_total": Metric(
+        "counter", "Streams that another upstream went on with because theirs broke off."
+    ),
     "penstock_breaker_openings_total": Metric("counter", "How often an upstream's circuit breaker opened."),
     "penstock_upstream_requests_total": Metric(
         "counter",
@@ -242,6 +246,12 @@ class Metrics:
 
     def worker_up(self, worker: str, up: bool) -> None:
         self._up.labels(worker).set(up)
+
+    def forget_worker(self, worker: str) -> None:
+        """Show a worker no longer: it won't come back."""
+        for gauge in (self._up, *self._load.values()):
+            with contextlib.suppress(KeyError):  # it never was
+                gauge.remove(worker)
 
     def worker_restarted(self, worker: str) -> None:
         self._restarts.labels(worker).inc()

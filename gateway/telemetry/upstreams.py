@@ -14,6 +14,7 @@ _COUNTS: Final = {
     "penstock_retries_total": "retries",
     "penstock_hedges_total": "hedges",
     "penstock_hedges_won_total": "hedges_won",
+    "penstock_streams_continued_total": "continued",
     "penstock_breaker_openings_total": "breaker_openings",
 }
 _OF_TARGETS: Final = ("requests_total", "in_flight", "up", "breaker", "running", "waiting", "kv_used_ratio")
@@ -34,6 +35,7 @@ class UpstreamMetrics(Collector):
         self.hedges = 0
         self.hedges_won = 0
         self.breaker_openings = 0
+        self.continued = 0
 
     def collect(self) -> Iterator[Family]:
         for name, field in _COUNTS.items():

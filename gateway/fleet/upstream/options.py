@@ -1,5 +1,7 @@
 """What can be set about upstreams? Timeouts, retries, hedging and probes, with defaults that are sane."""
 
+from typing import Literal
+
 import msgspec
 
 
@@ -9,7 +11,8 @@ class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     ``first_byte`` bounds the wait from a request's last byte to its answer's first, ``idle`` the silence within an
     answer. ``retries`` are other targets that a request may try, ``retry_share`` how many retries there may be per
     request in the long run, ``hedge`` the same for hedges (0: none). ``keep_idle`` is how long an unused connection is
-    kept: less than servers keep theirs (uvicorn's 5 s, so vLLM's), or requests meet closed ones.
+    kept: less than servers keep theirs (uvicorn's 5 s, so vLLM's), or requests meet closed ones. ``continuing`` is
+    which upstreams go on with others' answers: those that are known to be able to, or all of them.
     """
 
     connect: float = 5.0
@@ -28,3 +31,4 @@ class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     load_every: float = 1.0
     resolve_every: float = 5.0
     key: str | None = None
+    continuing: Literal["auto", "always", "never"] = "auto"

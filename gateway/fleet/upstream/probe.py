@@ -8,14 +8,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from gateway.fleet.upstream.client import get
 from gateway.fleet.upstream.connection import Fault
 from gateway.fleet.upstream.load_page import parse
-from gateway.fleet.upstream.target import ANY_MODEL, Target
+from gateway.fleet.upstream.target import ANY_MODEL, Continues, Target
 
 _FAILURES: Final = 2
 _NO_SUCH_PATH: Final = frozenset({404, 405, 501})
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 class _Model(msgspec.Struct):
     id: str
+    owned_by: str | None = None
+    max_model_len: int | None = None
 
 
 class _Models(msgspec.Struct):
@@ -34,6 +36,17 @@ class _Models(msgspec.Struct):
 
 
 _decoder: Final = msgspec.json.Decoder(_Models)
+
+
+def _continues(models: list[_Model], wanted: Literal["auto", "always", "never"]) -> Continues:
+    """How a server with these models goes on with others' answers."""
+    owners = {model.owned_by for model in models}
+    if wanted == "never":
+        return ""
+    for known in ("penstock", "vllm"):
+        if owners == {known}:
+            return known
+    return "vllm" if wanted == "always" else ""
 
 
 class Prober:
@@ -81,7 +94,7 @@ class Prober:
         """
         target = self._target
         timeout = target.options.probe_timeout
-        ask_models = not target.configured and (not target.up or not self._count % _MODELS_EVERY)
+        ask_models = not target.up or not self._count % _MODELS_EVERY
         if self._has_health:
             reply = await get(target, "/health", timeout)
             if reply.status in _NO_SUCH_PATH:
@@ -90,22 +103,25 @@ class Prober:
                 raise Fault("garbage", f"/health says {reply.status}")
         if ask_models or not self._has_health:
             reply = await get(target, "/v1/models", timeout)
-            if reply.status >= 500 or reply.status == 429:
+            if (reply.status >= 500 or reply.status == 429) and not (target.configured and self._has_health):
                 raise Fault("garbage", f"/v1/models says {reply.status}")
-            if not target.configured:
-                self._learn_models(reply.status, reply.body)
+            self._learn_models(reply.status, reply.body)
         self._count += 1
 
     def _learn_models(self, status: int, body: bytes) -> None:
         target = self._target
-        models = ANY_MODEL
+        listed: list[_Model] = []
         if status == 200:
             try:
-                models = frozenset(model.id for model in _decoder.decode(body).data) or ANY_MODEL
+                listed = _decoder.decode(body).data
             except msgspec.MsgspecError:
-                log.warning("upstream=%s /v1/models isn't OpenAI's list: it gets requests for any name", target.name)
-        if models != target.models or target.models is None:
-            target.models = models
+                if not target.configured:
+                    log.warning("upstream=%s /v1/models isn't OpenAI's list: it gets any name", target.name)
+        models = target.models if target.configured else frozenset(model.id for model in listed) or ANY_MODEL
+        continues = _continues(listed, target.options.continuing)
+        target.max_len = min((model.max_model_len or 0 for model in listed), default=0)
+        if models != target.models or target.models is None or continues != target.continues:
+            target.models, target.continues = models, continues
             self._on_change()
 
     def _succeeded(self) -> None:

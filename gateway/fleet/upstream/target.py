@@ -2,13 +2,15 @@
 
 import ssl
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from gateway.fleet.upstream.address import Address
 from gateway.fleet.upstream.breaker import Breaker, State
 from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.options import UpstreamOptions
 
+Continues = Literal["", "vllm", "penstock"]
+"""How an upstream goes on with another's answer: not at all, after a longer prompt, or told what the answer is."""
 ANY_MODEL: Final[frozenset[str]] = frozenset()
 
 
@@ -58,6 +60,9 @@ class Target:
         """What it has to do for us, by placement's reckoning, in bytes of prompts."""
         self.up = False
         """Whether it answered the last probe."""
+        self.continues: Continues = ""
+        self.max_len = 0
+        """Tokens that prompt and answer may have in all, by its own account; 0: it doesn't say."""
         self.draining = False
         self.load: UpstreamLoad | None = None
         self.counts = Counts()

@@ -24,6 +24,8 @@ class Targets:
         self._here: dict[Address, Target] = {}
         self._leaving: list[Target] = []
         self._ready: dict[str, list[Target]] = {}
+        self.continuing = False
+        """Whether any of them can go on with others' answers."""
         self.on_added: list[Callable[[Target], None]] = []
         self.on_removed: list[Callable[[Target], None]] = []
         self.on_changed: list[Callable[[], None]] = []
@@ -66,6 +68,7 @@ class Targets:
     def changed(self) -> None:
         """A target's models, or whether it is available, changed: what was found before is no longer so."""
         self._ready.clear()
+        self.continuing = any(target.continues for target in self._here.values())
         self._leaving = [target for target in self._leaving if target.in_flight]
         for tell in self.on_changed:
             tell()

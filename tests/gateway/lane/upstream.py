@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4}}
 
@@ -105,7 +105,11 @@ class Upstream:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def __aenter__(self) -> "Upstream":
+    def model(self, name: str) -> dict[str, Any]:
+        """What it says of one of its models."""
+        return {"id": name, "object": "model"}
+
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -151,7 +155,7 @@ class Upstream:
             if not self.healthy:
                 talk.reply({}, 503)
             elif "/v1/models" in request.line:
-                talk.reply({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+                talk.reply({"object": "list", "data": [self.model(name) for name in self.models]})
             elif "/metrics" in request.line and self.page is not None:
                 talk.reply(self.page, content_type="text/plain")
             elif "/metrics" in request.line:
