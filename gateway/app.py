@@ -4,7 +4,19 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from gateway.api import batches, chat, completions, embeddings, files, health, messages, models, responses, tokenize
+from gateway.api import (
+    admin,
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    messages,
+    models,
+    responses,
+    tokenize,
+)
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from gateway.openapi import document, summary
@@ -41,6 +53,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/batches/{batch_id}/cancel": {"POST": batches.cancel_batch},
     "/tokenize": {"POST": tokenize.tokenize_text},
     "/detokenize": {"POST": tokenize.detokenize_ids},
+    "/admin/reload": {"POST": admin.reload},
     "/health/live": {"GET": health.live},
     "/health/ready": {"GET": health.ready},
     "/metrics": {"GET": health.metrics},
@@ -71,6 +84,7 @@ class App:
             messages.speak_anthropic(exchange)
         outcome: Outcome = "failed"
         context.in_flight += 1
+        context.exchanges.add(exchange)
         try:
             if context.draining and endpoint not in _WHILE_DRAINING:
                 raise errors.shutting_down()
@@ -94,6 +108,7 @@ class App:
             await exchange.fail(errors.internal_error())
         finally:
             context.in_flight -= 1
+            context.exchanges.discard(exchange)
             context.metrics.ended(endpoint, exchange.model, exchange.status or _CLIENT_GONE, outcome)
 
 

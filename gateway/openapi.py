@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from gateway.wire import (
+    admin,
     batches,
     chat,
     completions,
@@ -82,6 +83,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("POST", "/v1/batches/{batch_id}/cancel"): Operation(batches.Batch),
     ("POST", "/tokenize"): Operation(tokenize.TokenizeResponse, tokenize.TokenizeRequest),
     ("POST", "/detokenize"): Operation(tokenize.DetokenizeResponse, tokenize.DetokenizeRequest),
+    ("POST", "/admin/reload"): Operation(admin.Reloaded),
     ("GET", "/health/live"): Operation(None),
     ("GET", "/health/ready"): Operation(None),
     ("GET", "/metrics"): Operation(None),

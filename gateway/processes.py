@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +22,8 @@ import msgspec
 
 from gateway.fleet.crew import Crew, recruit
 from gateway.fleet.worker_process import Backoff, WorkerStartError, describe_exit, package_environment
-from gateway.lane.server import check_upstreams
-from gateway.settings import Settings
+from gateway.plan import make_plan
+from gateway.settings import Settings, SettingsError
 from gateway.startup import display
 from gateway.telemetry.metrics import Metrics
 
@@ -84,6 +84,10 @@ class GatewayProcess:
         self._stopping = True
         self._signal(signal.SIGTERM)
 
+    def reload(self) -> None:
+        """Have it read the configuration file again."""
+        self._signal(signal.SIGHUP)
+
     def kill(self) -> None:
         """End it without waiting."""
         self._stopping = True
@@ -103,7 +107,7 @@ class Parent:
         directory: where the workers' sockets go.
 
     Raises:
-        SettingsError: the workers' secret isn't set, or a certificate can't be read.
+        SettingsError: a secret isn't set, a certificate can't be read, or what is to be served can't be shared.
     """
 
     def __init__(
@@ -113,9 +117,13 @@ class Parent:
         self._display = display()
         self._crew = Crew((), settings.worker_timeout)
         addresses = settings.worker
-        if settings.upstream or settings.upstream_file:
-            check_upstreams(settings)
-        elif not addresses:
+        plan = make_plan(settings)
+        if settings.config is not None and plan.started_here:
+            raise SettingsError(
+                "with --gateway-processes, workers can't be started by the targets of --config: start them with "
+                "penstock worker, and name them under workers"
+            )
+        if plan.started_here:
             self._crew = recruit(settings, directory, command_of, Metrics(), None, self._display.show)
             addresses = tuple(f"unix:{directory / f'w{index}.sock'}" for index in range(settings.replicas))
         self._child = msgspec.structs.replace(
@@ -137,6 +145,8 @@ class Parent:
             GatewayProcess(f"g{index}", child_command(self._child, index))
             for index in range(self._settings.gateway_processes)
         ]
+        if self._settings.config is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._reload, gateways)
         crew = asyncio.create_task(self._crew.run())
         running = [asyncio.create_task(gateway.run()) for gateway in gateways]
         life = asyncio.create_task(self._live(gateways, running, crew))
@@ -186,6 +196,10 @@ class Parent:
         task = asyncio.get_running_loop().create_task(self._crew.restart(self._settings.drain_timeout))
         self._restarting.add(task)
         task.add_done_callback(self._restarting.discard)
+
+    def _reload(self, gateways: Sequence[GatewayProcess]) -> None:
+        for gateway in gateways:
+            gateway.reload()
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set() and number == signal.SIGINT:

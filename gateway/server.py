@@ -1,11 +1,12 @@
 """What happens between ``penstock serve`` and its exit? Sockets, processes, signals, the drain.
 
 The port is taken before anything is loaded, and answers from then on: ``/health/live`` with 200, everything that needs
-the model with 503, until the worker has said `Hello` and the tokenizer is there. Only then is the address printed.
+a model with 503, until its worker has said `Hello` and the tokenizer is there, or an upstream can be reached. Only then
+is the address printed.
 
 The first SIGTERM or Ctrl-C closes the port, lets what runs finish for at most ``drain_timeout``, ends what is left with
 an error that says so, and exits with status 0. A second Ctrl-C exits at once. SIGUSR1 restarts all workers, one after
-the other, and no request fails.
+the other, and no request fails. SIGHUP has a configuration file read again.
 """
 
 import argparse
@@ -19,38 +20,32 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Final
 
-import msgspec
 import uvicorn
 import uvloop
 
-from engine.link import Hello
-from gateway.api.context import Context
+from gateway.api.context import Context, ReloadError
 from gateway.app import App
 from gateway.batches.service import Batches
-from gateway.fleet.crew import recruit
-from gateway.fleet.fleet import Fleet
-from gateway.fleet.roster import Roster
-from gateway.fleet.served_model import ServedModel
-from gateway.fleet.worker_process import WorkerStartError, runtime_directory, worker_command
+from gateway.fleet.worker_process import runtime_directory, worker_command
 from gateway.http_protocol import HttpProtocol
 from gateway.keys import Keys, client_keys
+from gateway.lane.protocol import close_idle, protocol
+from gateway.serving import Serving, StartError
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
 from gateway.startup import display
-from gateway.telemetry.metrics import Metrics
-from gateway.text.template import TemplateError
-from gateway.text.tokenizer import TokenizerError
 from gateway.wire import errors
-from scheduler.placement import PlacementConfig
 
 __all__ = ["add_arguments", "run", "serve"]
 
 _BACKLOG: Final = 4096
 KEEP_ALIVE: Final = 75  # seconds; longer than the 60 s after which load balancers commonly give a connection up
 GRACE: Final = 2.0  # for errors to reach clients once the drain timeout is over, and for a drained worker's exit
+_LOOK_EVERY: Final = 1.0
 
 # A step's frame for 1,024 streams is 4,000 objects that die by themselves: to look among them every 700 is a fifth of a
 # token's time (10-13 us with the defaults, 8-9 so; 2-core EPYC, ``python -m bench.link``).
@@ -85,8 +80,6 @@ def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
         print(f"penstock: error: {error}", file=sys.stderr)
         return 1
     _raise_open_files_limit()
-    if settings.upstream or settings.upstream_file:
-        return _pass_through(settings, listener)
     with contextlib.closing(listener), runtime_directory() as directory:
         try:
             server = GatewayServer(settings, listener, directory, command_of)
@@ -105,23 +98,9 @@ def serve_shared(settings: Settings, *, parent: int, keeps_data: bool) -> int:
     _log(settings)
     _raise_open_files_limit()
     listener = listen(settings.host, settings.port, shared=True)
-    if settings.upstream or settings.upstream_file:
-        return _pass_through(settings, listener, parent)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         server = GatewayServer(settings, listener, Path("/"), worker_command, keeps_data=keeps_data, parent=parent)
         return runner.run(server.run())
-
-
-def _pass_through(settings: Settings, listener: socket.socket, parent: int | None = None) -> int:
-    """Serve in front of upstreams, without workers."""
-    from gateway.lane.server import UpstreamServer
-
-    with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            return runner.run(UpstreamServer(settings, listener, parent).run())
-        except SettingsError as error:
-            print(f"penstock serve: error: {error}", file=sys.stderr)
-            return 2
 
 
 def _serve_in_processes(settings: Settings, command_of: CommandOf) -> int:
@@ -175,7 +154,7 @@ class GatewayHttpServer(uvicorn.Server):
 
 
 class GatewayServer:
-    """One gateway process with its workers.
+    """One gateway process with its targets.
 
     Args:
         listener: the socket that clients connect to.
@@ -184,7 +163,7 @@ class GatewayServer:
         parent: it ends when this process, its parent, has gone.
 
     Raises:
-        SettingsError: the workers' secret or clients' keys aren't set, or a certificate can't be read.
+        SettingsError: there is a fault in the settings or in the file that they name, or a key isn't set.
     """
 
     def __init__(
@@ -200,27 +179,26 @@ class GatewayServer:
         self._settings = settings
         self._parent = parent
         self._listener = listener
-        self._metrics = Metrics()
         self._context = Context(
-            max_queue=settings.max_queue,
-            max_body=settings.max_body,
-            metrics=self._metrics,
-            keys=Keys(client_keys(settings)),
+            max_queue=settings.max_queue, max_body=settings.max_body, keys=Keys(client_keys(settings))
         )
-        app = App(self._context)
-        self._http = GatewayHttpServer(http_config(app))
-        self._batches = Batches(
-            app,
-            data_folder(settings) if keeps_data else None,
-            concurrency=settings.batch_concurrency,
-            max_body=settings.max_body,
-            max_file=settings.max_file,
-        )
-        self._context.batches = self._batches
         self._display = display()
-        self._roster = Roster(self._context.models, self._make_fleet, self._load)
-        self._crew = recruit(settings, directory, command_of, self._metrics, self._roster, self._display.show)
-        self._restarting: set[asyncio.Task[None]] = set()
+        self._serving = serving = Serving(settings, self._context, directory, command_of, self._display.show)
+        app = App(self._context)
+        make: Any = protocol(serving.lanes) if serving.lanes is not None else HttpProtocol
+        self._http = GatewayHttpServer(http_config(app, make))
+        self._batches: Batches | None = None
+        if serving.plan.natives or settings.config is not None:
+            self._batches = self._context.batches = Batches(
+                app,
+                data_folder(settings) if keeps_data else None,
+                concurrency=settings.batch_concurrency,
+                max_body=settings.max_body,
+                max_file=settings.max_file,
+            )
+        if settings.config is not None:
+            self._context.reload = self._reload
+        self._background: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
         self._abandon = asyncio.Event()
 
@@ -230,88 +208,125 @@ class GatewayServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGUSR1, self._restart_workers)
-        orphaned = asyncio.create_task(self._stop_when_orphaned())
+        if self._context.reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
+        looking = asyncio.create_task(self._look_after())
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
-        supervisor = asyncio.create_task(self._crew.run())
+        serving = asyncio.create_task(self._serving.run())
         abandoned = asyncio.create_task(self._abandon.wait())
-        life = asyncio.create_task(self._live(http, supervisor))
+        life = asyncio.create_task(self._live(http, serving))
         try:
             await asyncio.wait({life, abandoned}, return_when=asyncio.FIRST_COMPLETED)
             if self._abandon.is_set():
-                # uvicorn takes our leaving for the requests' own faults
+                # It takes our leaving for requests' faults.
                 logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
                 return 130
             return life.result()
         finally:
-            self._crew.kill()
-            tasks = (life, abandoned, orphaned, http, supervisor, *self._restarting)
+            self._serving.kill()
+            tasks = (life, abandoned, looking, http, serving, *self._background)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _live(self, http: asyncio.Task[None], supervisor: asyncio.Task[None]) -> int:
+    async def _live(self, http: asyncio.Task[None], serving: asyncio.Task[None]) -> int:
         status = 0
         try:
-            if await self._start(http, supervisor):
-                await self._until_stopped(http, supervisor)
-        except (WorkerStartError, TokenizerError, TemplateError) as error:
+            if await self._start(http, serving):
+                await self._until_stopped(http, serving)
+        except StartError as error:
             print(f"penstock: error: {error}", file=sys.stderr)
             status = 1
         await self._drain(http)
         return status
 
-    async def _start(self, http: asyncio.Task[None], supervisor: asyncio.Task[None]) -> bool:
+    async def _start(self, http: asyncio.Task[None], serving: asyncio.Task[None]) -> bool:
         """Get to the point where requests are answered; False when stopped before."""
         with self._display:
-            greeted = asyncio.create_task(self._crew.greeted())
+            ready = asyncio.create_task(self._serving.ready())
             try:
-                await self._until_stopped(http, supervisor, greeted)
+                await self._until_stopped(http, serving, ready)
             finally:
-                greeted.cancel()
-            hello = next((worker.hello for worker in self._crew.workers if worker.hello is not None), None)
-            if hello is None or self._stop.is_set():
+                ready.cancel()
+            if self._stop.is_set():
                 return False
-            await self._roster.loaded()
-        await self._batches.start()
+            ready.result()
+        if self._batches is not None:
+            await self._batches.start()
         gc.collect()
         gc.freeze()  # what is here now stays: no later collection has to look at it
         gc.set_threshold(*COLLECT_AFTER)
-        self._announce(hello)
+        self._announce()
         return True
 
     async def _until_stopped(
-        self, http: asyncio.Task[None], supervisor: asyncio.Task[None], *more: asyncio.Task[None]
+        self, http: asyncio.Task[None], serving: asyncio.Task[None], *more: asyncio.Task[None]
     ) -> None:
         """Wait for a signal, the end of a task that should never end, or one of ``more``."""
         stop = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({stop, http, supervisor, *more}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stop, http, serving, *more}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stop.cancel()
-        for task in (supervisor, http):
+        for task in (serving, http):
             if task.done():
                 task.result()
-                raise RuntimeError("the gateway's HTTP server or its worker's supervisor ended for no reason")
+                raise RuntimeError("the gateway's HTTP server or its targets' supervisor ended for no reason")
 
     async def _drain(self, http: asyncio.Task[None]) -> None:
-        """Take no more requests, finish those at hand within the timeout, then let the worker go."""
+        """Take no more requests, finish those at hand within the timeout, then let the workers go."""
         self._context.draining = True
         self._http.should_exit = True
         deadline = time.monotonic() + self._settings.drain_timeout
-        batches = asyncio.create_task(self._batches.drain())
-        _, running = await asyncio.wait({http, batches}, timeout=self._settings.drain_timeout)
+        tasks: set[asyncio.Task[None]] = {http}
+        if self._batches is not None:
+            tasks.add(asyncio.create_task(self._batches.drain()))
+        _, running = await asyncio.wait(tasks, timeout=self._settings.drain_timeout)
         if running:
             log.warning("drain timeout: ending %d requests that still run", self._context.in_flight)
             self._context.interrupt_all(
                 lambda: errors.unavailable("The server shut down before the answer was complete.")
             )
-            await asyncio.wait({http, batches}, timeout=GRACE)
+            await asyncio.wait(tasks, timeout=GRACE)
             self._http.force_exit = True
-        await self._batches.close()
-        for model in self._context.models.values():
-            model.close()
-        batches.cancel()
-        await self._crew.stop(max(GRACE, deadline - time.monotonic()))
+        if self._batches is not None:
+            await self._batches.close()
+        for task in tasks - {http}:
+            task.cancel()
+        await self._serving.stop(max(GRACE, deadline - time.monotonic()))
+
+    async def _look_after(self) -> None:
+        """Look for the parent, and for clients' connections on which nothing comes: the lane arms no timer for each."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            if self._parent is not None and os.getppid() != self._parent and not self._stop.is_set():
+                log.warning("the parent process has gone: stopping")
+                self._stop.set()
+            close_idle(self._http.server_state.connections, perf_counter(), KEEP_ALIVE)
+
+    async def _reload(self) -> list[str]:
+        """Read the configuration file again; where there are several processes, in all of them."""
+        if self._parent is None:
+            return await self._serving.reload()
+        changes = self._serving.changes()
+        os.kill(self._parent, signal.SIGHUP)
+        return changes
+
+    async def _reload_and_log(self) -> None:
+        with contextlib.suppress(ReloadError):  # it is in the log
+            await self._serving.reload()
+
+    def _reload_soon(self) -> None:
+        self._begin(self._reload_and_log())
+
+    def _restart_workers(self) -> None:
+        """Begin a rolling restart of all workers that are ours."""
+        self._begin(self._serving.restart(self._settings.drain_timeout))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set() and number == signal.SIGINT:
@@ -320,49 +335,13 @@ class GatewayServer:
             log.info("%s: finishing the running requests; Ctrl-C again exits at once", number.name)
             self._stop.set()
 
-    async def _stop_when_orphaned(self) -> None:
-        while self._parent is not None:
-            if os.getppid() != self._parent:
-                log.warning("the parent process has gone: stopping")
-                self._stop.set()
-                return
-            await asyncio.sleep(1.0)
-
-    def _restart_workers(self) -> None:
-        """Begin a rolling restart of all workers that are ours."""
-        task = asyncio.get_running_loop().create_task(self._crew.restart(self._settings.drain_timeout))
-        self._restarting.add(task)
-        task.add_done_callback(self._restarting.discard)
-
-    def _make_fleet(self, name: str) -> Fleet:
-        settings = self._settings
-        return Fleet(
-            name,
-            self._metrics,
-            PlacementConfig(policy=settings.placement),
-            patience=settings.failover_timeout,
-            longest_wait=settings.max_wait,
-        )
-
-    async def _load(self, hello: Hello, fleet: Fleet) -> ServedModel:
-        settings = self._settings
-        if settings.worker and settings.model is not None:
-            # The worker's folder is on its own host.
-            hello = msgspec.structs.replace(hello, folder=settings.model)
-        return await ServedModel.load(
-            hello, fleet, tool_parser=settings.tool_parser, reasoning_parser=settings.reasoning_parser
-        )
-
-    def _announce(self, hello: Hello) -> None:
+    def _announce(self) -> None:
         """Say on standard output that requests are answered, and where."""
         url = f"http://{reachable(self._listener)}/v1"
-        print(
-            f"Penstock is ready: {url} (model {hello.model}, {hello.dtype} on {hello.device}, "
-            f"context {hello.max_model_len:,} tokens, KV cache {hello.kv_tokens:,} tokens)",
-            flush=True,
-        )
-        if sys.stdout.isatty():
-            body = f'{{"model": "{hello.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        names = self._context.names()
+        print(f"Penstock is ready: {url} ({self._serving.described(names)})", flush=True)
+        if sys.stdout.isatty() and names:
+            body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
             print(f"Try: curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
 
 

@@ -112,6 +112,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "MODEL", "positional": True},
         ),
     ] = None
+    config: Annotated[
+        str | None,
+        Meta(
+            description="a YAML file with the models and targets to serve, instead of MODEL, --worker and --upstream; "
+            "SIGHUP and POST /admin/reload have it read again",
+            extra={"metavar": "FILE"},
+        ),
+    ] = None
     host: Annotated[str, Meta(description="the address to listen on; 0.0.0.0 means every interface")] = "127.0.0.1"
     port: Annotated[
         int,

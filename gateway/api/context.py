@@ -1,9 +1,10 @@
 """What do all endpoints share? The models, the metrics, the limits, and whether we are shutting down."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
 from engine.link import Failed
+from gateway.api.exchange import Exchange
 from gateway.api.response_store import ResponseStore
 from gateway.batches.service import Batches
 from gateway.fleet.native import RequestFailed, WorkerLost
@@ -13,6 +14,10 @@ from gateway.telemetry.metrics import Metrics
 from gateway.wire import errors
 
 _RETRY_LOST: Final = 2.0  # a dead worker's successor takes at least a second to come
+
+
+class ReloadError(Exception):
+    """The configuration stays as it was; the message says why."""
 
 
 class Upstreams(Protocol):
@@ -47,6 +52,12 @@ class Context:
         self.keys = keys or Keys()
         self.upstreams: Upstreams | None = None
         self.models: dict[str, ServedModel] = {}
+        self.awaited: Collection[str] = ()
+        """Names of models of which workers are to come, whether they are there or not."""
+        self.exchanges: set[Exchange] = set()
+        """Requests that are being answered here."""
+        self.reload: Callable[[], Awaitable[list[str]]] | None = None
+        """Reads the configuration file again and says what has changed."""
         self.responses = ResponseStore()
         self.batches: Batches | None = None
         self.draining = False
@@ -67,9 +78,9 @@ class Context:
                 raise errors.ApiError(
                     404, f"The model '{name}' does not have this endpoint here.", code="model_not_found", param="model"
                 )
-            if not self.models and self.upstreams is None:
+            if name in self.awaited or (not self.models and self.upstreams is None):
                 raise errors.unavailable("The model is still being loaded.", 1)
-            raise errors.model_not_found(name, self.models)
+            raise errors.model_not_found(name, self.names())
         return found
 
     def names(self) -> list[str]:
@@ -93,8 +104,11 @@ class Context:
             return "The server is shutting down."
         if self.upstreams is not None and (reason := self.upstreams.not_ready) is not None:
             return reason
-        if not self.models and self.upstreams is None:
+        if not self.models and (self.awaited or self.upstreams is None):
             return "The model is still being loaded."
+        for name in self.awaited:
+            if name not in self.models:
+                return f"The model '{name}' is still being loaded."
         for model in self.models.values():
             if not model.fleet.ready:
                 return f"The worker of '{model.name}' is {model.fleet.state}."

@@ -12,6 +12,7 @@ from engine.link import parse_address
 from gateway.config.document import Document, Fault, Path, read
 from gateway.config.structs import Config, Model, NativeTarget, OpenAITarget, Target, Variant, VllmTarget, decode_value
 from gateway.fleet.upstream.sources import parse_source
+from gateway.settings import SettingsError
 
 _ENGINES: Final[dict[str, type[Target]]] = {"native": NativeTarget, "vllm": VllmTarget, "openai": OpenAITarget}
 _LATER: Final[dict[str, str]] = {
@@ -27,7 +28,7 @@ _TYPES: Final = {
 }  # fmt: skip
 
 
-class ConfigError(ValueError):
+class ConfigError(SettingsError):
     """A file that can't be used. ``faults`` are all that were found, in the order of their lines."""
 
     def __init__(self, file: str, faults: Iterable[Fault]) -> None:

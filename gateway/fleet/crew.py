@@ -7,7 +7,7 @@ import os
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -21,6 +21,19 @@ from gateway.telemetry.metrics import Metrics
 _LOOK_EVERY: Final = 0.25
 
 log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Of a target's workers among all that are started on this machine.
+
+    ``before`` are those of other targets that come first, ``others`` all of other targets. ``names`` is what the
+    workers' names begin with, ``number`` that of the first.
+    """
+
+    before: int = 0
+    others: int = 0
+    names: str = "w"
+    number: int = 0
 
 
 class Keeper(Protocol):
@@ -125,6 +138,7 @@ def recruit(
     metrics: Metrics,
     watcher: Watcher | None,
     on_progress: Callable[[Progress], None] | None = None,
+    place: Place = Place(),  # noqa: B008 - it can't be changed
 ) -> Crew:
     """The crew that the settings ask for: replicas in processes of ours, their sockets in ``directory``, or others.
 
@@ -141,30 +155,37 @@ def recruit(
             keepers.append(RemoteWorker(worker, address, secret, tls))
     else:
         for index in range(settings.replicas):
-            worker = Worker(f"w{index}", metrics, on_progress if not keepers else None, watcher)
+            name = f"{place.names}{place.number + index}"
+            worker = Worker(name, metrics, on_progress if not keepers else None, watcher)
             address = f"unix:{directory / f'w{index}.sock'}"
-            own, environment = share(settings, index)
+            own, environment = share(settings, index, place)
             keepers.append(WorkerProcess(worker, command_of(own, address), address, metrics, environment=environment))
     return Crew(keepers, settings.worker_timeout)
 
 
-def share(settings: Settings, index: int) -> tuple[Settings, dict[str, str]]:
-    """The settings and the additional environment of one of several replicas: its part of this machine.
+def share(
+    settings: Settings,
+    index: int,
+    place: Place = Place(),  # noqa: B008 - it can't be changed
+) -> tuple[Settings, dict[str, str]]:
+    """The settings and the additional environment of one of several workers: its part of this machine.
 
-    On a CPU they divide the cores. Each gets a GPU of its own, in turn, where there are several.
+    On a CPU they divide the cores. Each gets a GPU of its own, in turn, where there are several; where replicas meet on
+    one they divide its memory. How much of it each of several targets takes is theirs to say.
     """
-    if settings.replicas == 1:
+    workers = settings.replicas + place.others
+    if workers == 1:
         return settings, {}
     gpus = visible_gpus()
     environment: dict[str, str] = {}
     changed: dict[str, object] = {}
     if gpus and settings.device != "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[(place.before + index) % len(gpus)]
         each = -(-settings.replicas // len(gpus))
         if each > 1 and settings.kv_memory is None:
             changed["gpu_memory"] = (settings.gpu_memory or 0.9) / each
     elif settings.threads is None:
-        changed["threads"] = max(1, len(os.sched_getaffinity(0)) // settings.replicas)
+        changed["threads"] = max(1, len(os.sched_getaffinity(0)) // workers)
     if settings.kv_events is not None:
         changed |= {
             name: _next_port(value, index)

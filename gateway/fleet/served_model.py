@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import time
 from pathlib import Path
 
@@ -54,6 +55,14 @@ class ServedModel:
             reasoning_parser=reasoning_parser,
         )
         return cls(hello, fleet, tokenizer, template, dialect)
+
+    def named(self, name: str) -> "ServedModel":
+        """The same model by another name."""
+        if name == self.name:
+            return self
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     @property
     def max_model_len(self) -> int:

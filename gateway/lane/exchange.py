@@ -21,7 +21,7 @@ from gateway.lane import endpoints, heads
 from gateway.lane.answer_so_far import AnswerSoFar
 from gateway.lane.continuation import Continuation, Remembering
 from gateway.lane.placing import NO_PROMPT, Prompt
-from gateway.lane.scan import NO_TALLY, Tally, renamed, skim, tally, tally_whole
+from gateway.lane.scan import NO_TALLY, Skimmed, Tally, renamed, skim, tally, tally_whole
 from gateway.lane.stream import Stream
 from gateway.telemetry.metrics import ModelMetrics, Outcome
 from gateway.wire import errors
@@ -55,8 +55,8 @@ class Exchange:
 
     __slots__ = (
         "_attempts", "_body", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes", "_queued",
-        "_received", "_rest", "_retries", "_so_far", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint",
-        "head", "label", "model", "prompt", "request_id", "size",
+        "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream", "_timer", "_tried", "_winner", "counters",
+        "endpoint", "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
@@ -71,6 +71,7 @@ class Exchange:
         self._keep_alive = head.keep_alive
         self._body = b""
         self._rest: list[bytes] | None = None
+        self._skimmed: Skimmed | None = None
         self.size = 0
         self._forwarded = head.lines
         self.prompt: Prompt = NO_PROMPT
@@ -98,6 +99,27 @@ class Exchange:
         else:
             self._rest.append(part)
         return self.size <= self._lanes.context.max_body
+
+    @property
+    def body(self) -> bytes:
+        """All of the body that has come."""
+        if self._rest is not None:
+            self._body = b"".join((self._body, *self._rest))
+            self._rest = None
+        return self._body
+
+    @property
+    def lane(self) -> "Lane | None":
+        """The way that it takes, once it is admitted."""
+        return getattr(self, "_lane", None)
+
+    def asks_for(self) -> str:
+        """The model, once the body is complete; empty where it can't be told."""
+        try:
+            self._skimmed = skim(self.body)
+        except errors.ApiError:
+            return ""
+        return self._skimmed.model
 
     def start(self) -> None:
         """The body is complete, and it is this request's turn."""
@@ -162,11 +184,8 @@ class Exchange:
         if context.draining:
             raise errors.shutting_down()
         context.keys.check(self.head.authorization)
-        if self._rest is not None:
-            self._body = b"".join((self._body, *self._rest))
-            self._rest = None
-        body = self._body
-        skimmed = skim(body)
+        body = self.body
+        skimmed = self._skimmed or skim(body)
         model = skimmed.model
         self._lane = lane = lanes.route(model)
         if lane.passes_keys:

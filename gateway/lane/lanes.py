@@ -26,6 +26,8 @@ class Lanes:
         self._named: Mapping[str, Lane] = {}
         self._asked: Lane | None = None
         self._lanes: tuple[Lane, ...] = ()
+        self.beside = False
+        """Whether models are served here as well: then a request's model decides which way it takes."""
         self._running: dict[Exchange, None] = {}
         self._id_prefix = b"req-" + os.urandom(8).hex().encode()
         self._ids = count()
@@ -40,13 +42,15 @@ class Lanes:
         """Whether anything is passed through at all."""
         return bool(self._lanes)
 
-    def lead(self, named: Mapping[str, Lane], asked: Lane | None = None) -> None:
+    def lead(self, named: Mapping[str, Lane], asked: Lane | None = None, *, beside: bool = False) -> None:
         """Let names lead to lanes from now on; what is under way stays where it is.
 
         Args:
             named: the lane of each name that clients may say.
             asked: where all other names go, and whose upstreams are asked for theirs.
+            beside: models are served here as well.
         """
+        self.beside = beside
         self._named, self._asked = dict(named), asked
         self._lanes = tuple(dict.fromkeys([*named.values(), *([asked] if asked is not None else [])]))
 
@@ -60,6 +64,14 @@ class Lanes:
         if lane is None:
             raise errors.model_not_found(model, self.context.names())
         return lane
+
+    def passes(self, model: str) -> bool:
+        """Whether a request for ``model`` passes through; else it is answered here."""
+        return model not in self.context.models and model not in self.context.awaited
+
+    def busy(self, lane: Lane) -> bool:
+        """Whether any request is on its way through ``lane``."""
+        return any(exchange.lane is lane for exchange in self._running)
 
     def names(self) -> list[str]:
         """The names that clients may say, as far as they are known."""

@@ -106,8 +106,7 @@ class LaneProtocol(HttpProtocol):
         if missing:
             self._incoming, self._missing = exchange, missing
         else:
-            self._running = exchange
-            exchange.start()
+            self._start_known(exchange)
 
     def _take_more(self, data: bytes) -> None:
         """More of a body, and perhaps the next request's beginning."""
@@ -118,10 +117,19 @@ class LaneProtocol(HttpProtocol):
             self._missing = missing - len(data)
             return
         self._missing = 0
-        self._incoming, self._running = None, exchange
-        exchange.start()
+        self._incoming = None
+        self._start_known(exchange)
         if len(data) > missing:
             self.data_received(data[missing:])
+
+    def _start_known(self, exchange: Exchange) -> None:
+        known = self._known
+        if known is not None and self._lanes.beside and not self._lanes.passes(exchange.asks_for()):
+            self._known = None
+            self._parse(known.head(exchange.size) + exchange.body)
+        else:
+            self._running = exchange
+            exchange.start()
 
     # httptools' events
 
@@ -136,8 +144,8 @@ class LaneProtocol(HttpProtocol):
 
     def on_headers_complete(self) -> None:
         endpoint = _ENDPOINTS.get(self.url)
-        if endpoint is None or self.parser.get_method() != b"POST":
-            self._to_asgi()
+        if endpoint is None or self.parser.get_method() != b"POST" or not self._lanes:
+            self._to_asgi(self.headers)
             return
         self._in_head = False
         keep_alive, chunked = self.parser.should_keep_alive(), self.parser.get_http_version() != "1.0"
@@ -164,6 +172,12 @@ class LaneProtocol(HttpProtocol):
                 super().on_message_complete()
             return
         self._incoming = None
+        if self._lanes.beside and not self._lanes.passes(incoming.asks_for()):
+            # It has been told to go on, if it had asked.
+            self._to_asgi([header for header in self.headers if header[0] != b"expect"])
+            super().on_body(incoming.body)
+            super().on_message_complete()
+            return
         if self._running is not None or (self.cycle is not None and not self.cycle.response_complete):
             self.flow.pause_reading()
             self.pipeline.appendleft((incoming, None))  # type: ignore[arg-type]
@@ -173,9 +187,9 @@ class LaneProtocol(HttpProtocol):
             self._running = incoming
             incoming.start()
 
-    def _to_asgi(self) -> None:
+    def _to_asgi(self, headers: list[tuple[bytes, bytes]]) -> None:
         """The request isn't for the lane: tell uvicorn what it hasn't heard of it yet."""
-        url, headers = self.url, self.headers
+        url = self.url
         super().on_message_begin()
         self.url = url
         self.headers.extend(headers)

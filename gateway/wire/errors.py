@@ -27,6 +27,7 @@ ERROR_CODES: Final[dict[str, str]] = {
     "previous_response_not_found": "The response to go on from, or one before it, is not kept, or not any more.",
     "method_not_allowed": "The path exists, but not for this method; the `Allow` header lists those that it has.",
     "conflict": "What was asked of an object can't be done in the state that it is in.",
+    "invalid_configuration": "The configuration file is wrong, or can't be put into force; the message says why.",
     "overloaded": "The queue is full; the `Retry-After` header says when to try again, in seconds.",
     "invalid_api_key": "No API key was sent, or none that is known here.",
     "bad_upstream": "The upstream answered with something that is no answer, or broke off in the middle of one.",

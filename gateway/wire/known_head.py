@@ -43,6 +43,10 @@ class KnownHead:
             return None
         return cls(head[:begin], head[stop:])
 
+    def head(self, length: int) -> bytes:
+        """The head of a message with a body of ``length`` bytes."""
+        return b"%b%d%b" % (self._before, length, self._after)
+
     def begins(self, data: bytes) -> int:
         """Where the body begins in ``data``, and 0 where ``data`` doesn't begin with this head."""
         begin = self._begin

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from gateway.keys import client_keys
-from gateway.lane.server import options
+from gateway.plan import make_plan
 from gateway.settings import Settings, SettingsError
 from tests.gateway.harness import run
 from tests.gateway.lane.harness import chat
@@ -123,6 +123,6 @@ def test_settings_that_make_no_sense(fields: dict[str, Any], message: str) -> No
 def test_keys_that_are_missing_are_named() -> None:
     os.environ.pop("NO_SUCH_KEY", None)
     settings = Settings(upstream=("http://x",), api_key_env="NO_SUCH_KEY", upstream_api_key_env="NO_SUCH_KEY")
-    for wanted in (client_keys, options):
+    for wanted in (client_keys, make_plan):
         with pytest.raises(SettingsError, match="variable NO_SUCH_KEY has no key in it"):
             wanted(settings)

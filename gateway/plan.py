@@ -1,0 +1,190 @@
+"""What is to be served? Targets, and the names that lead to them: one description, whoever made it.
+
+The command line makes one with a single target, a configuration file one with any number.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from gateway.config.document import Document, Fault
+from gateway.config.reading import ConfigError, read_config
+from gateway.config.structs import Config, NativeTarget, OpenAITarget, VllmTarget
+from gateway.fleet.upstream.options import UpstreamOptions
+from gateway.keys import client_keys, secret
+from gateway.settings import Settings, SettingsError, flag
+
+# What a file says of each target, and the command line of its only one.
+_OF_TARGETS: Final = (
+    *("model", "served_model_name", "engine", "vllm_python", "vllm_args", "device", "dtype", "quantization"),
+    *("max_model_len", "max_running", "kv_memory", "kv_dtype", "gpu_memory", "block_size", "threads", "ttft", "tpot"),
+    *("replicas", "worker", "worker_secret_env", "worker_tls_ca", "placement", "max_wait", "tool_parser"),
+    *("reasoning_parser", "kv_events", "kv_replay", "upstream", "upstream_file", "upstream_api_key_env"),
+)
+_RENAMED: Final = {
+    "worker": "workers", "worker_secret_env": "secret_env", "worker_tls_ca": "tls_ca", "upstream": "urls",
+    "upstream_file": "file", "upstream_api_key_env": "api_key_env",
+}  # fmt: skip
+
+
+class UpstreamPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A group of OpenAI-compatible servers. ``model`` is what they call it; None: what the client does."""
+
+    urls: tuple[str, ...] = ()
+    file: str | None = None
+    model: str | None = None
+    key_env: str | None = None
+    placement: str = "held"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a gateway serves.
+
+    ``natives`` are the targets with workers that speak our link, as the command line would describe each; ``upstreams``
+    are those that requests pass through to. ``names`` has the target of each name that clients may say; without it,
+    targets themselves say what they serve.
+    """
+
+    natives: Mapping[str, Settings] = {}
+    upstreams: Mapping[str, UpstreamPlan] = {}
+    names: Mapping[str, str] | None = None
+
+    def names_of(self, target: str) -> list[str]:
+        """What clients call a target."""
+        return [name for name, one in (self.names or {}).items() if one == target]
+
+    @property
+    def started_here(self) -> int:
+        """Workers that are processes of ours."""
+        return sum(settings.replicas for settings in self.natives.values() if not settings.worker)
+
+    def started_before(self, target: str) -> int:
+        """Those of them that targets before ``target`` have."""
+        before = list(self.natives)[: list(self.natives).index(target)]
+        return sum(self.natives[name].replicas for name in before if not self.natives[name].worker)
+
+
+def make_plan(settings: Settings) -> Plan:
+    """The plan of a command line, or of the file that it names.
+
+    Raises:
+        SettingsError: there is a fault in one of them, or an environment variable that should have a key has none.
+    """
+    client_keys(settings)
+    if settings.config is not None:
+        return _of_file(settings, settings.config)
+    if not (settings.upstream or settings.upstream_file):
+        return Plan({"w": settings})
+    if settings.model is not None or settings.worker:
+        raise SettingsError("a model or workers can't be served beside --upstream: give one of the two, or --config")
+    upstream = UpstreamPlan(
+        urls=settings.upstream,
+        file=settings.upstream_file,
+        key_env=settings.upstream_api_key_env,
+        placement=settings.placement,
+    )
+    upstream_options(settings, upstream)
+    name = settings.served_model_name
+    return Plan(upstreams={"upstream": upstream}, names={name: "upstream"} if name is not None else None)
+
+
+def upstream_options(settings: Settings, plan: UpstreamPlan) -> UpstreamOptions:
+    """How a group of upstreams is spoken to.
+
+    Raises:
+        SettingsError: there is no key where one should be.
+    """
+    return UpstreamOptions(
+        connect=settings.upstream_connect_timeout,
+        first_byte=settings.upstream_first_byte_timeout,
+        idle=settings.upstream_idle_timeout,
+        hedge=settings.hedge or 0.0,
+        key=secret("--upstream-api-key-env", plan.key_env) if plan.key_env is not None else None,
+    )
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """What changes from one plan to the next, in words."""
+    return [
+        *_changes("target", {**old.natives, **old.upstreams}, {**new.natives, **new.upstreams}),
+        *_changes("model", old.names or {}, new.names or {}),
+    ]
+
+
+def _changes(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*old, *new]):
+        if name not in new:
+            yield f"{kind} {name} removed"
+        elif name not in old:
+            yield f"{kind} {name} added"
+        elif old[name] != new[name]:
+            leads = f": leads to {new[name]} now" if kind == "model" else f" changed: {_fields(old[name], new[name])}"
+            yield f"{kind} {name}{leads}"
+
+
+def _fields(old: Any, new: Any) -> str:
+    """The fields that differ, if both are of one kind."""
+    if type(old) is not type(new):
+        return "engine"
+    return ", ".join(
+        _RENAMED.get(name, name) for name in old.__struct_fields__ if getattr(old, name) != getattr(new, name)
+    )
+
+
+def _of_file(settings: Settings, file: str) -> Plan:
+    defaults = Settings()
+    for name in _OF_TARGETS:
+        if getattr(settings, name) != getattr(defaults, name):
+            said = "MODEL" if name == "model" else flag(name)
+            raise SettingsError(f"{said} can't be given beside --config: the file says it of each target")
+    config, document = read_config(file)
+    faults = list(_missing_secrets(config, document))
+    natives: dict[str, Settings] = {}
+    upstreams: dict[str, UpstreamPlan] = {}
+    for name, target in config.targets.items():
+        if isinstance(target, OpenAITarget):
+            upstreams[name] = UpstreamPlan(
+                urls=target.urls,
+                file=target.file,
+                model=target.model,
+                key_env=target.api_key_env,
+                placement=target.placement,
+            )
+            continue
+        try:
+            natives[name] = _native(settings, name, target)
+        except SettingsError as error:
+            faults.append(document.fault(("targets", name), str(error)))
+    if faults:
+        raise ConfigError(file, faults)
+    return Plan(natives, upstreams, {name: model.leads_to for name, model in config.models.items()})
+
+
+def _native(settings: Settings, name: str, target: NativeTarget | VllmTarget) -> Settings:
+    """A target of a file as the command line would say it."""
+    said: dict[str, Any] = {
+        field: getattr(target, _RENAMED.get(field, field))
+        for field in _OF_TARGETS
+        if hasattr(target, _RENAMED.get(field, field))
+    }
+    if isinstance(target, VllmTarget):
+        arguments = target.vllm_args
+        said |= {"engine": "vllm", "vllm_args": msgspec.json.encode(arguments).decode() if arguments else None}
+    return msgspec.structs.replace(settings, served_model_name=name, **said)
+
+
+def _missing_secrets(config: Config, document: Document) -> Iterator[Fault]:
+    """Environment variables that should be there and aren't."""
+    for name, target in config.targets.items():
+        if isinstance(target, OpenAITarget):
+            if target.api_key_env is not None:
+                try:
+                    secret("api_key_env", target.api_key_env)
+                except SettingsError as error:
+                    yield document.fault(("targets", name, "api_key_env"), str(error))
+        elif target.secret_env is not None and not os.environ.get(target.secret_env):
+            yield document.fault(
+                ("targets", name, "secret_env"), f"the environment variable {target.secret_env} is empty or not set"
+            )

@@ -1,0 +1,362 @@
+"""Which targets run now, and which name leads to which? They are started, replaced while they run, and let go.
+
+A change is made in three steps. New targets are started beside the old ones; if one of them can't be, the old ones stay
+in force. Then the names lead elsewhere, all at once. What has lost its last name goes once its last request has ended.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from engine.link import Progress
+from gateway.api.context import Context, ReloadError
+from gateway.fleet.crew import Place
+from gateway.fleet.running_target import RunningTarget
+from gateway.fleet.served_model import ServedModel
+from gateway.fleet.worker_process import WorkerStartError
+from gateway.lane.lanes import Lanes
+from gateway.lane.placer import placing
+from gateway.lane.service import Passing
+from gateway.plan import Plan, UpstreamPlan, differences, make_plan, upstream_options
+from gateway.settings import Settings, SettingsError
+from gateway.text.template import TemplateError
+from gateway.text.tokenizer import TokenizerError
+
+_UPSTREAM_WITHIN: Final = 10.0  # seconds for a new target's first upstream to answer; then it is taken as it is
+_LOOK_EVERY: Final = 0.1
+_GRACE: Final = 2.0
+
+StartError = (WorkerStartError, TokenizerError, TemplateError, SettingsError)
+"""What keeps a target from being started."""
+
+log = logging.getLogger(__name__)
+
+
+Target = RunningTarget | Passing
+
+
+class Serving:
+    """The targets of one gateway process.
+
+    Args:
+        settings: what the command line says.
+        context: where names lead to; it is kept up to date.
+        directory: where the workers' sockets go.
+        command_of: says what to run as a worker that listens on an address.
+        on_progress: told how the first worker loads.
+
+    Raises:
+        SettingsError: there is a fault in the settings, or in the file that they name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        context: Context,
+        directory: Path,
+        command_of: Callable[[Settings, str], list[str]],
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._context = context
+        self._directory = directory
+        self._command_of = command_of
+        self._on_progress = on_progress
+        self._targets: dict[str, RunningTarget] = {}
+        self._passings: dict[str, Passing] = {}
+        self._tasks: dict[Target, asyncio.Task[None]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._numbers: dict[str, int] = {}
+        self._folders = 0
+        self._changing = asyncio.Lock()
+        self._failed: asyncio.Future[None] | None = None
+        self.plan = Plan()
+        plan = make_plan(settings)
+        self.lanes = Lanes(context) if plan.upstreams or settings.config is not None else None
+        """The way to upstreams; None where there can't be any."""
+        targets = {name: self._make_target(plan, name) for name in plan.natives}
+        passings = {name: self._make_passing(one) for name, one in plan.upstreams.items()}
+        self._switch(plan, targets, passings)
+
+    async def run(self) -> None:
+        """Keep all targets until cancelled.
+
+        Raises:
+            WorkerStartError: a worker ended before it ever answered.
+        """
+        self._failed = asyncio.get_running_loop().create_future()
+        everything: list[Target] = [*self._targets.values(), *self._passings.values()]
+        for one in everything:
+            self._start(one)
+        ticking = asyncio.create_task(self.lanes.tick()) if self.lanes is not None else None
+        try:
+            await self._failed
+        finally:
+            tasks = [*self._tasks.values(), *self._retiring, *([ticking] if ticking is not None else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def ready(self) -> None:
+        """Wait until requests are answered, whatever they ask for.
+
+        Upstreams that can't be reached keep nobody waiting for long where there is something else.
+
+        Raises:
+            TokenizerError, TemplateError: a model can't be used.
+        """
+        await asyncio.gather(*(target.ready() for target in self._targets.values()))
+        passings = [asyncio.create_task(passing.ready()) for passing in self._passings.values()]
+        if not passings:
+            return
+        try:
+            if not self._targets:
+                await asyncio.wait(passings, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(passings, timeout=_UPSTREAM_WITHIN)
+        finally:
+            for task in passings:
+                task.cancel()
+
+    def described(self, names: Sequence[str]) -> str:
+        """What is served, under these ``names``, in a few words."""
+        plan, count = self.plan, sum(len(passing.targets) for passing in self._passings.values())
+        passed = f"passing through to {count} upstream{'' if count == 1 else 's'}"
+        hello = next((target.hello for target in self._targets.values()), None)
+        if len(plan.natives) == 1 and not plan.upstreams and hello is not None and len(names) == 1:
+            return (
+                f"model {names[0]}, {hello.dtype} on {hello.device}, context {hello.max_model_len:,} tokens, "
+                f"KV cache {hello.kv_tokens:,} tokens"
+            )
+        if not plan.natives:
+            return f"{passed}: {', '.join(names) or 'any model'}"
+        return f"models: {', '.join(names)}{f'; {passed}' if plan.upstreams else ''}"
+
+    def changes(self) -> list[str]:
+        """What a reload would change, in words.
+
+        Raises:
+            ReloadError: the file is wrong.
+        """
+        try:
+            return differences(self.plan, make_plan(self._settings))
+        except SettingsError as error:
+            raise ReloadError(str(error)) from error
+
+    async def restart(self, timeout: float) -> None:
+        """Start every worker of ours anew, one after the other; nothing that runs is lost."""
+        for target in list(self._targets.values()):
+            await target.restart(timeout)
+
+    async def stop(self, timeout: float) -> None:
+        """Let all go; what workers have may take ``timeout`` seconds."""
+        for passing in self._passings.values():
+            passing.close()
+        await asyncio.gather(*(target.stop(timeout) for target in self._running()))
+
+    def kill(self) -> None:
+        """Let all go without waiting."""
+        for target in self._running():
+            target.kill()
+
+    # Change
+
+    async def reload(self) -> list[str]:
+        """Read the file again and go over to what it says; returns what has changed, in words.
+
+        Raises:
+            ReloadError: it is wrong, or what it asks for can't be started; nothing has changed then.
+        """
+        async with self._changing:
+            try:
+                plan = make_plan(self._settings)
+                changes = differences(self.plan, plan)
+                if changes:
+                    await self._change(plan)
+            except StartError as error:
+                log.error("the configuration stays as it was: %s", error)
+                raise ReloadError(str(error)) from error
+        for line in changes or ["nothing has changed"]:
+            log.info("reload: %s", line)
+        return changes
+
+    async def _change(self, plan: Plan) -> None:
+        """Go over to a plan.
+
+        Raises:
+            One of `StartError`: a target of it can't be started.
+        """
+        targets, passings = dict(self._targets), dict(self._passings)
+        fresh: dict[str, Target] = {}
+        try:
+            for name, settings in plan.natives.items():
+                if self.plan.natives.get(name) != settings:
+                    fresh[name] = targets[name] = self._make_target(plan, name)
+            for name, upstream in plan.upstreams.items():
+                before = self.plan.upstreams.get(name)
+                if before is None or not _only_sources_differ(before, upstream):
+                    fresh[name] = passings[name] = self._make_passing(upstream)
+            await self._started(fresh)
+        except BaseException:
+            await self._give_up(fresh.values())
+            raise
+        running: dict[str, Target] = {**self._targets, **self._passings}
+        called = {name: self.plan.names_of(name) for name in running}
+        self._switch(
+            plan,
+            {name: targets[name] for name in plan.natives},
+            {name: passings[name] for name in plan.upstreams},
+        )
+        kept = {*self._targets.values(), *self._passings.values()}
+        for name, one in running.items():
+            if one not in kept:
+                task = asyncio.create_task(self._retire(name, one, called[name]))
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+
+    def _switch(self, plan: Plan, targets: dict[str, RunningTarget], passings: dict[str, Passing]) -> None:
+        """From here on, all names lead to what a plan says."""
+        self.plan, self._targets, self._passings = plan, targets, passings
+        for name, upstream in plan.upstreams.items():
+            passings[name].change(upstream.urls, upstream.file)
+        context, names = self._context, plan.names
+        if self.lanes is not None:
+            passing = {name: passings[target].lane for name, target in (names or {}).items() if target in passings}
+            asked = next((one.lane for one in passings.values()), None) if names is None else None
+            self.lanes.lead(passing, asked, beside=bool(targets))
+        context.awaited = [name for name, target in (names or {}).items() if target in targets]
+        context.models.clear()
+        for target in targets.values():
+            for model in list(target.models.values())[: 1 if names is not None else None]:
+                self._publish(target, model)
+
+    def _publish(self, target: RunningTarget, model: ServedModel) -> None:
+        """Let clients have a model, if it is any of theirs yet."""
+        key = next((name for name, one in self._targets.items() if one is target), None)
+        if key is None:
+            return  # it is being started, or has just been given up
+        names = self.plan.names_of(key) if self.plan.names is not None else [model.name]
+        for name in names:
+            self._context.models[name] = model.named(name)
+
+    # Targets come and go
+
+    def _make_target(self, plan: Plan, name: str) -> RunningTarget:
+        settings = plan.natives[name]
+        if settings.config is None:
+            place, folder = Place(), self._directory
+        else:
+            first = self._numbers.get(name, 0)
+            self._numbers[name] = first + settings.replicas
+            own = 0 if settings.worker else settings.replicas
+            place = Place(plan.started_before(name), plan.started_here - own, f"{name}-", first)
+            folder = self._directory / f"t{self._folders}"
+            self._folders += 1
+            if own:
+                folder.mkdir(exist_ok=True)
+        on_progress, self._on_progress = self._on_progress, None
+        return RunningTarget(
+            settings,
+            folder,
+            self._command_of,
+            self._context.metrics,
+            self._publish,
+            on_progress,
+            place=place,
+            alone=plan.names is not None,
+        )
+
+    def _make_passing(self, plan: UpstreamPlan) -> Passing:
+        return Passing(
+            self._context,
+            plan.urls,
+            plan.file,
+            upstream_options(self._settings, plan),
+            placing=placing(plan.placement),
+            model=plan.model,
+            named=self._settings.config is not None or self._settings.served_model_name is not None,
+        )
+
+    def _start(self, one: Target) -> asyncio.Task[None]:
+        task = asyncio.create_task(one.run())
+        self._tasks[one] = task
+        task.add_done_callback(lambda task: self._ended(one, task))
+        return task
+
+    def _ended(self, one: Target, task: "asyncio.Task[None]") -> None:
+        """A target's task has ended: nothing to wonder at where it was let go."""
+        self._tasks.pop(one, None)
+        in_force = one in self._targets.values() or one in self._passings.values()
+        error = None if task.cancelled() else task.exception()
+        if error is not None and in_force and self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _started(self, fresh: Mapping[str, Target]) -> None:
+        """Start targets and wait until they can be used.
+
+        Raises:
+            One of `StartError`: one of them never will be.
+        """
+        waiting: set[asyncio.Task[Any]] = set()
+        running = {self._start(one) for one in fresh.values()}
+        for name, one in fresh.items():
+            waiting.add(asyncio.create_task(one.ready() if isinstance(one, RunningTarget) else _reached(name, one)))
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting | running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                waiting -= done
+                if running & done:
+                    raise RuntimeError("a target ended for no reason")
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _give_up(self, fresh: Iterable[Target]) -> None:
+        """Let go of what was started in vain."""
+        for one in fresh:
+            if isinstance(one, RunningTarget):
+                one.kill()
+            await self._let_go(one)
+
+    async def _retire(self, name: str, one: Target, called: Sequence[str]) -> None:
+        """Let a target go once the last request has ended that came when clients called it ``called``."""
+        if isinstance(one, RunningTarget):
+            # Which model a request is for isn't known before all of it is there.
+            names, begun = {"", *called}, set(self._context.exchanges)
+            while begun := {exchange for exchange in begun & self._context.exchanges if exchange.model in names}:
+                await asyncio.sleep(_LOOK_EVERY)
+        elif self.lanes is not None:
+            while self.lanes.busy(one.lane):
+                await asyncio.sleep(_LOOK_EVERY)
+        await self._let_go(one)
+        log.info("target=%s has gone", name)
+
+    async def _let_go(self, one: Target) -> None:
+        if isinstance(one, RunningTarget):
+            await one.stop(_GRACE)
+        task = self._tasks.get(one)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if isinstance(one, Passing):
+            one.close()
+
+    def _running(self) -> list[RunningTarget]:
+        """All that have workers, those that are about to go as well."""
+        return [one for one in dict.fromkeys([*self._tasks, *self._targets.values()]) if isinstance(one, RunningTarget)]
+
+
+async def _reached(name: str, passing: Passing) -> None:
+    """Wait for an upstream to answer, but not for long: it may be away just now, and the file be right all the same."""
+    try:
+        await asyncio.wait_for(passing.ready(), _UPSTREAM_WITHIN)
+    except TimeoutError:
+        log.warning("target=%s can't be reached yet", name)
+
+
+def _only_sources_differ(old: UpstreamPlan, new: UpstreamPlan) -> bool:
+    """Whether going from one to the other takes no more than other addresses."""
+    return (old.model, old.key_env, old.placement) == (new.model, new.key_env, new.placement)
