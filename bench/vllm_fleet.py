@@ -30,7 +30,7 @@ from bench.machine import CpuMeter, Machine, describe
 from bench.publish import publish
 from engine.link import Failed, FrameReader, Hello, Output, Sampling, Step, Submit, decode_to_gateway, frame
 from engine.options import VLLM_START
-from gateway.fleet.kv_events import KvEvents
+from gateway.fleet.kv_events import KvEvents, Stored
 from scheduler.blocks import chain_hashes, root_hash
 from scheduler.prefix_index import Chain, PrefixIndex, chain, chain_of_digests
 
@@ -84,9 +84,9 @@ class Belief:
     blocks_removed: int = 0
     heard: float = 0.0
 
-    def stored(self, hashes: Sequence[int]) -> None:
-        self.index.stored(self.name, chain(hashes))
-        self.blocks_stored += len(hashes)
+    def stored(self, blocks: Stored) -> None:
+        self.index.stored(self.name, chain(blocks.hashes))
+        self.blocks_stored += len(blocks.hashes)
         self.heard = time.monotonic()
 
     def removed(self, hashes: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ A number that goes back means that the worker began anew. Format: vllm/distribut
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -25,10 +25,33 @@ Hash = int | bytes
 log = logging.getLogger(__name__)
 
 
+class Stored(NamedTuple):
+    """Blocks of ``block_size`` tokens that are cached now, each the parent of the next; the first one's is ``parent``.
+
+    ``adapter`` and ``salt`` keep apart what may not be shared. ``hashes`` are unsigned 64-bit numbers of the worker's.
+    """
+
+    hashes: list[int]
+    parent: int | None
+    block_size: int
+    adapter: str
+    salt: str
+    raw: msgspec.Raw
+
+    @property
+    def tokens(self) -> list[int]:
+        """The blocks' token ids, in one list.
+
+        Raises:
+            msgspec.MsgspecError: there are none.
+        """
+        return _tokens.decode(self.raw)
+
+
 class KvSink(Protocol):
     """Who keeps account of a worker's cache. Hashes are unsigned 64-bit numbers."""
 
-    def stored(self, hashes: Sequence[int]) -> None:
+    def stored(self, blocks: Stored) -> None:
         """Blocks are cached now."""
 
     def removed(self, hashes: Sequence[int]) -> None:
@@ -40,6 +63,11 @@ class KvSink(Protocol):
 
 class _StoredMap(msgspec.Struct, tag_field="type", tag="BlockStored"):
     block_hashes: list[Hash]
+    parent_block_hash: Hash | None = None
+    token_ids: msgspec.Raw = msgspec.Raw()
+    block_size: int = 0
+    lora_name: str | None = None
+    extra_keys: Any = None
     medium: str | None = None
     group_idx: int | None = None
 
@@ -56,11 +84,13 @@ class _ClearedMap(msgspec.Struct, tag_field="type", tag="AllBlocksCleared"):
 
 class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored"):
     block_hashes: list[Hash]
-    parent_block_hash: Any = None
+    parent_block_hash: Hash | None = None
     token_ids: msgspec.Raw = msgspec.Raw()
     block_size: int = 0
     lora_id: Any = None
     medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: Any = None
 
 
 class _RemovedArray(msgspec.Struct, array_like=True, tag="BlockRemoved"):
@@ -77,6 +107,7 @@ class _Batch(msgspec.Struct, array_like=True):
     events: list[msgspec.Raw]
 
 
+_tokens: Final = msgspec.msgpack.Decoder(list[int])
 _batches: Final = msgspec.msgpack.Decoder(_Batch)
 _maps: Final = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap)
 _arrays: Final = msgspec.msgpack.Decoder(_StoredArray | _RemovedArray | _ClearedArray)
@@ -101,9 +132,24 @@ def apply(payload: bytes, sink: KvSink) -> None:
         elif event.medium in _DEVICE and not getattr(event, "group_idx", None):
             hashes = _numbers(event.block_hashes)
             if isinstance(event, _StoredMap | _StoredArray):
-                sink.stored(hashes)
+                sink.stored(_stored(event, hashes))
             else:
                 sink.removed(hashes)
+
+
+def _stored(event: _StoredMap | _StoredArray, hashes: list[int]) -> Stored:
+    before, adapter = event.parent_block_hash, event.lora_name or ""
+    parent = None if before is None else _numbers((before,))[0]
+    return Stored(hashes, parent, event.block_size, adapter, _salt(event.extra_keys, adapter), event.token_ids)
+
+
+def _salt(extra_keys: Any, adapter: str) -> str:
+    """The salt, which vLLM puts among the first block's extra keys: the adapter's name, pairs for images, the salt."""
+    first = extra_keys[0] if isinstance(extra_keys, list) and extra_keys else None
+    texts = [key for key in first or () if isinstance(key, str)]
+    if adapter and texts and texts[0] == adapter:
+        texts = texts[1:]
+    return texts[0] if texts else ""
 
 
 def _numbers(hashes: Iterable[Hash]) -> list[int]:

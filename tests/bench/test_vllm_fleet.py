@@ -1,9 +1,11 @@
 """What `bench.vllm_fleet` makes of beliefs and findings; the measurement itself needs a vLLM."""
 
 import pytest
+from msgspec import Raw
 
 from bench.machine import describe
 from bench.vllm_fleet import BLOCK, WORKERS, Belief, Chats, Phase, Report, Request, main, markdown
+from gateway.fleet.kv_events import Stored
 from scheduler.prefix_index import PrefixIndex, chain
 
 
@@ -11,7 +13,7 @@ def test_beliefs_reach_the_index() -> None:
     index = PrefixIndex(exact=True)
     index.add("0", 10)
     belief = Belief("0", index)
-    belief.stored([11, 12, 13])
+    belief.stored(Stored([11, 12, 13], None, 16, "", "", Raw()))
     belief.removed([13])
     assert index.match(chain([11, 12, 13])) == {"0": 2}
     assert (belief.blocks_stored, belief.blocks_removed) == (3, 1)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from engine.events import KvEventPublisher
-from gateway.fleet.kv_events import KvEvents, apply
+from gateway.fleet.kv_events import KvEvents, Stored, apply
 from scheduler.blocks import AllBlocksCleared, BlockRemoved, BlockStored
 from tests.gateway.harness import run
 
@@ -21,8 +21,8 @@ class Cache:
         self.blocks: set[int] = set()
         self.cleared_times = 0
 
-    def stored(self, hashes: Sequence[int]) -> None:
-        self.blocks.update(hashes)
+    def stored(self, blocks: Stored) -> None:
+        self.blocks.update(blocks.hashes)
 
     def removed(self, hashes: Sequence[int]) -> None:
         self.blocks.difference_update(hashes)
