@@ -4,7 +4,8 @@ A `Fleet` has the workers that serve one model, and a `scheduler.placement.Place
 wait here until it has decided. When a worker dies, falls silent or talks nonsense, what it had is placed again: as it
 was, if nothing of the answer has come, else as a continuation, which carries the answer so far (`Ask.message`). Whoever
 reads the answer sees no seam. Only what has taken `MOST_PLACEMENTS` workers with it, and what finds nobody to take it
-within ``patience``, fails.
+within ``patience``, fails. Workers that fail again and again get nothing for a while, those that come back little at
+first (`gateway.fleet.health`).
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from engine.link import Blocks, Failed, Follow, Hello, Load
+from gateway.fleet.health import Health
 from gateway.fleet.native import Ask, OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.worker import Worker
 from gateway.telemetry.metrics import Metrics
@@ -29,6 +31,7 @@ _BLOCKS: Final = "blocks"  # the capability of workers that say what they have c
 _USUAL_ANSWER: Final = 256  # tokens that an answer is expected to have, if it may have as many
 _IN_THE_MIDDLE: Final = 1_000_000
 _SLACK: Final = 0.01  # seconds by which a timer may come early
+_COUNT_EVERY: Final = 0.5  # seconds from one look at how long a worker's answers have become to the next
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +71,10 @@ class Fleet:
         self._stranded_since = self._loop.time()
         self._stranded: asyncio.TimerHandle | None = None
         self._followed: set[Worker] = set()
+        self._health = Health()
+        self._allowed: set[str] = set()
+        self._recovering: asyncio.TimerHandle | None = None
+        self._counted: dict[str, float] = {}
         self._chained: tuple[Sequence[int], str, Mapping[str, Chain]] = ((), "", {})
 
     @property
@@ -126,10 +133,14 @@ class Fleet:
             self._placer.finished(ask.id, now)
             if ask.link is not None:
                 ask.link.abort((ask,))
+                self._nothing_said(ask)
         self._decide_soon()
 
     def lost(self, ask: Ask, reason: str) -> None:
         """Place a request again whose worker has gone."""
+        worker = _worker_of(ask)
+        if worker is not None:
+            ask.avoid |= {worker.name}
         ask.link = None
         ask.mishap = f"{reason}, and "
         if ask.placements >= MOST_PLACEMENTS:
@@ -141,14 +152,19 @@ class Fleet:
 
     def refused(self, ask: Ask, failed: Failed) -> None:
         """Place a request again that a worker refused because it is going; else pass on what it said."""
-        link, ask.link = ask.link, None
-        self._placer.finished(ask.id, self._loop.time())
+        worker, now = _worker_of(ask), self._loop.time()
+        if worker is not None and failed.code == "internal":
+            self._health.failed(worker.name, now)
+            self._share_out()
+        else:
+            self._nothing_said(ask)
+        ask.link = None
+        self._placer.finished(ask.id, now)
         if failed.code != "draining":
             self._give_up(ask, RequestFailed(failed))
             return
-        for worker in self.workers.values():
-            if worker.link is link:
-                worker.leave()
+        if worker is not None:
+            worker.leave()
         ask.placements -= 1
         self._hold(ask)
 
@@ -159,7 +175,11 @@ class Fleet:
 
     def ended(self, ask: Ask) -> None:
         """The request has its answer."""
-        self._placer.finished(ask.id, self._loop.time())
+        now = self._loop.time()
+        self._placer.finished(ask.id, now)
+        worker = _worker_of(ask)
+        if worker is not None and self._health.answered(worker.name, now):
+            self._share_out()
         self._decide_soon()
 
     # Workers come and go.
@@ -184,7 +204,9 @@ class Fleet:
             kv_tokens=hello.kv_tokens,
             exact=_BLOCKS in hello.capabilities,
         )
-        self._placer.worker_up(info, self._loop.time())
+        now = self._loop.time()
+        self._placer.worker_up(info, now)
+        self._health.up(worker.name, now)
         self._followed.discard(worker)
         if len(self.workers) > 1:
             self._follow_all()
@@ -193,13 +215,17 @@ class Fleet:
     def worker_changed(self, worker: Worker) -> None:
         """A worker takes requests now, or doesn't, unlike before."""
         if worker.name in self._placer.workers:
-            self._placer.allow(worker.name, worker.ready)
             self._readiness_changed()
 
     def worker_reported(self, worker: Worker) -> None:
         """A worker has said how busy it is."""
         if worker.load is not None and worker.name in self._placer.workers:
-            self._placer.report(worker.name, _report(worker.load), self._loop.time())
+            now = self._loop.time()
+            self._placer.report(worker.name, _report(worker.load), now)
+            if now - self._counted.get(worker.name, 0.0) >= _COUNT_EVERY and worker.link is not None:
+                self._counted[worker.name] = now
+                for ask in worker.link.asks:
+                    self._placer.progressed(ask.id, len(ask.answer), now)
             self._decide_soon()
 
     def worker_cached(self, worker: Worker, blocks: Blocks) -> None:
@@ -215,12 +241,19 @@ class Fleet:
 
     def worker_down(self, worker: Worker) -> None:
         """A worker has gone; its requests come back through `lost`."""
-        self._placer.worker_down(worker.name, self._loop.time())
+        now = self._loop.time()
+        self._placer.worker_down(worker.name, now)
+        if worker.state == "shutting down":
+            self._health.given_up(worker.name)
+        else:
+            self._health.failed(worker.name, now)
         self._readiness_changed()
 
     def forget(self, worker: Worker) -> None:
         """A worker that has gone won't come back, or serves another model now."""
         self.workers.pop(worker.name, None)
+        self._health.forget(worker.name)
+        self._counted.pop(worker.name, None)
 
     def _follow_all(self) -> None:
         """Where there is something to choose, know what each worker has cached."""
@@ -231,7 +264,42 @@ class Fleet:
                 self._followed.add(worker)
                 link.send(Follow())
 
+    def _nothing_said(self, ask: Ask) -> None:
+        """A request has ended in a way that is not its worker's doing."""
+        worker = _worker_of(ask)
+        if worker is not None:
+            self._health.given_up(worker.name)
+
+    def _share_out(self) -> None:
+        """Tell the placer who may have requests now, and how much; look again when that will have changed."""
+        now, there = self._loop.time(), self._placer.workers
+        ready = [name for name, worker in self.workers.items() if worker.ready and name in there]
+        shares = self._health.shares(ready, now)
+        for name in self.workers.keys() & there.keys():
+            share = shares.get(name)
+            self._placer.allow(name, share is not None and share.allowed, share.weight if share is not None else 1.0)
+        if self._recovering is not None:
+            self._recovering.cancel()
+        wait = self._health.next_look(now)
+        self._recovering = None if wait is None else self._loop.call_later(wait, self._recover)
+        self._allowed = {name for name, share in shares.items() if share.allowed}
+        self._reconsider(self._allowed)
+
+    def _recover(self) -> None:
+        self._share_out()
+        self._decide_soon()
+
+    def _reconsider(self, allowed: Collection[str]) -> None:
+        """Those that avoid all who are left must go to one of them after all."""
+        for ask in self._waiting.values():
+            if ask.avoid and allowed and ask.avoid.issuperset(allowed):
+                ask.avoid = frozenset()
+                now = self._loop.time()
+                self._placer.finished(ask.id, now)
+                self._placer.arrived(self._job(ask, ask.held), now)
+
     def _readiness_changed(self) -> None:
+        self._share_out()
         if self.ready:
             self._decide_soon()
         else:
@@ -244,6 +312,8 @@ class Fleet:
             self._direct[ask.id] = ask
         else:
             self._waiting[ask.id] = ask
+            if ask.avoid.issuperset(name for name, worker in self.workers.items() if worker.ready):
+                ask.avoid = frozenset()
             self._placer.arrived(self._job(ask, now), now)
         if self.ready:
             self._decide_soon()
@@ -266,6 +336,7 @@ class Fleet:
             session=tenant,
             arrival=now,
             deadline=None if answered or self._longest_wait is None else ask.since + self._longest_wait,
+            excluded=ask.avoid,
         )
 
     def _chains(self, ask: Ask) -> Mapping[str, Chain]:
@@ -314,7 +385,7 @@ class Fleet:
         Nobody waits behind background work, so none of it counts for those that the placer places.
         """
         for ask in list(self._direct.values()):
-            ready = [worker for worker in self.workers.values() if worker.ready]
+            ready = [worker for worker in self.workers.values() if worker.ready and worker.name in self._allowed]
             if not ready:
                 return
             del self._direct[ask.id]
@@ -328,6 +399,8 @@ class Fleet:
     def _send(self, ask: Ask, worker: Worker) -> None:
         assert worker.link is not None, "a worker without a link has told so"
         worker.link.submit(ask)
+        if self._health.sent(worker.name):
+            self._share_out()
 
     def _refuse(self, ask: Ask, retry_after: float) -> None:
         said = Failed(ask.id, "overloaded", "the first token could not come in time", retry_after)
@@ -353,6 +426,12 @@ class Fleet:
                     del waiting[ask.id]
                     self._give_up(ask, WorkerLost(f"{ask.mishap}the worker is {self.state}"))
         self._mind_the_stranded()
+
+
+def _worker_of(ask: Ask) -> Worker | None:
+    """The worker that has a request, also just after it has gone."""
+    owner = ask.link.owner if ask.link is not None else None
+    return owner if isinstance(owner, Worker) else None
 
 
 def _unpacked(hashes: bytes) -> "array[int]":

@@ -79,12 +79,13 @@ class Ask:
 
     ``id`` is its own in this process, whichever worker it is sent to. ``placements`` counts the workers that have had
     it, ``link`` is that of the one that has it now, from which nothing has come yet while it is ``fresh``. ``since`` is
-    when it was asked, ``held`` since when it waits for a worker (the event loop's clock), and ``mishap`` what became of
-    the last worker that had it.
+    when it was asked, ``held`` since when it waits for a worker (the event loop's clock), ``mishap`` what became of the
+    last worker that had it, and ``avoid`` the names of those that were lost with it.
     """
 
     __slots__ = (
         "answer",
+        "avoid",
         "fresh",
         "held",
         "id",
@@ -112,6 +113,7 @@ class Ask:
         self.fresh = True
         self.since = self.held = 0.0
         self.mishap = ""
+        self.avoid: frozenset[str] = frozenset()
 
     def message(self, now: float) -> Submit:
         """What a worker is told: to begin, or to go on where another was lost."""
@@ -299,7 +301,7 @@ class WorkerLink(asyncio.Protocol):
         self.remote = remote
         self.hello: Hello | None = None
         self.heard = loop.time()
-        self._owner = owner
+        self.owner = owner
         self._secret = secret
         self._workers_nonce = self._nonce = b""
         self._trusted = not secret
@@ -315,6 +317,11 @@ class WorkerLink(asyncio.Protocol):
     def requests(self) -> int:
         """How many requests have not ended."""
         return len(self._asks)
+
+    @property
+    def asks(self) -> Collection[Ask]:
+        """Those requests."""
+        return self._asks.values()
 
     def open(self) -> OutputStream:
         """A stream of requests to this worker alone: they are lost with it.
@@ -413,20 +420,20 @@ class WorkerLink(asyncio.Protocol):
             return
         match message:
             case Load():
-                self._owner.on_load(message)
+                self.owner.on_load(message)
             case Failed():
                 ask = self._asks.pop(message.id, None)
                 if ask is not None:
                     ask.stream.refused(ask, message)
             case Blocks():
-                self._owner.on_blocks(message)
+                self.owner.on_blocks(message)
             case Progress():
-                self._owner.on_progress(message)
+                self.owner.on_progress(message)
             case Hello():
                 if message.protocol != PROTOCOL:
                     raise LinkError(f"it speaks protocol {message.protocol}, this gateway {PROTOCOL}")
                 self.hello = message
-                self._owner.on_hello(self, message)
+                self.owner.on_hello(self, message)
             case Challenge():
                 raise LinkError("it wants a proof, and this gateway has no secret: name it with --worker-secret-env")
 
@@ -456,7 +463,7 @@ class WorkerLink(asyncio.Protocol):
             reason = f"{reason}; perhaps the secrets differ (--secret-env there, --worker-secret-env here)"
         asks = list(self._asks.values())
         self._asks.clear()
-        self._owner.on_lost(self, reason)
+        self.owner.on_lost(self, reason)
         for ask in asks:
             ask.stream.lost(ask, reason)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.events import packed
-from engine.link import Blocks, Failed, Load, Sampling
+from engine.link import Blocks, Failed, Load, Sampling, Submit
 from gateway.fleet.crew import Crew
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
@@ -386,5 +386,111 @@ def test_what_can_not_be_in_time_is_refused(model_folder: Path, tmp_path: Path) 
                     await found.submit().next()
                 failed: Failed = refused.value.failed
                 assert failed.code == "overloaded" and failed.retry_after >= 1.0
+
+    run(scenario())
+
+
+def dying(fake: FakeWorker) -> None:
+    """Let a worker die of each request."""
+
+    def script(submit: Submit) -> list[int]:
+        fake.drop()
+        return [1]
+
+    fake.script = script
+
+
+def test_one_that_dies_of_every_request_fails_none_and_gets_few(model_folder: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with several(model_folder, tmp_path, {}, {}, policy="round-robin") as found:
+            bad, good = found.fakes
+            dying(bad)
+            good.auto = True
+            for number in range(12):
+                while not all(worker.ready for worker in found.workers):
+                    await asyncio.sleep(0.005)
+                assert await read(found.submit([number])) == [number]
+            assert len(good.submitted) == 12
+            assert 3 <= len(bad.submitted) <= 5, "three in a row, then none but for trials"
+
+    run(scenario())
+
+
+def test_failures_of_its_own_count_too(model_folder: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with several(model_folder, tmp_path, {}, {}, policy="round-robin") as found:
+            bad, good = found.fakes
+            bad.refuse = ("internal", "something broke")
+            good.auto = True
+            failures = 0
+            for number in range(12):
+                try:
+                    await read(found.submit([number]))
+                except RequestFailed:
+                    failures += 1
+            assert (failures, len(bad.submitted)) == (3, 3)
+
+    run(scenario())
+
+
+def test_what_avoids_a_worker_goes_back_to_it_if_there_is_no_other(model_folder: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with several(model_folder, tmp_path, {}, {}) as found:
+            stream = found.submit()
+            first = await found.holder(stream)
+            (other,) = [fake for fake in found.fakes if fake is not first]
+            busy = Load(waiting=9, running=0, waiting_tokens=90_000, kv_used=0, kv_total=9, backlog=60.0)
+            other.send(busy)
+            while max(worker.backlog for worker in found.workers) < 60.0:
+                await asyncio.sleep(0.001)
+            first.drop()
+            while found.fleet.held == 0:
+                await asyncio.sleep(0.001)
+            while not all(worker.ready for worker in found.workers):
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
+            assert found.fleet.held == 1, "it has been with the one, and waits for the other"
+            other.loaded.clear()
+            other.drop()
+            assert await found.holder(stream) is first
+            stream.close()
+            other.loaded.set()
+
+    run(scenario())
+
+
+def test_the_placer_knows_how_long_answers_have_become(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.fleet.fleet._COUNT_EVERY", 0.0)
+
+    async def scenario() -> None:
+        async with several(model_folder, tmp_path, LARGE, LARGE) as found:
+            stream = found.submit()
+            first = await interrupted(found, stream, 7)
+            await read(stream, 7)
+            first.send(Load(waiting=0, running=1, waiting_tokens=0, kv_used=16, kv_total=9, backlog=0.0))
+            sent = [one for worker in found.fleet._placer.workers.values() for one in worker.sent.values()]
+            while sent[0].produced < 7:
+                await asyncio.sleep(0.001)
+            stream.close()
+
+    run(scenario())
+
+
+def test_one_that_comes_back_counts_as_slow_at_first(model_folder: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with several(model_folder, tmp_path, {}, {}) as found:
+            placer = found.fleet._placer
+            assert [worker.weight for worker in placer.workers.values()] == [1.0, 1.0]
+            found.fakes[0].drop()
+            await found.workers[0].lost.wait()
+            while not found.workers[0].ready:
+                await asyncio.sleep(0.005)
+            begun = placer.workers["w0"].weight
+            assert begun < 0.5 and placer.workers["w1"].weight == 1.0
+            while placer.workers["w0"].weight == begun:
+                await asyncio.sleep(0.02)
+            assert begun < placer.workers["w0"].weight < 1.0
 
     run(scenario())
