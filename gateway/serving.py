@@ -77,7 +77,7 @@ class Serving:
         self.lanes = Lanes(context) if plan.upstreams or settings.config is not None else None
         """The way to upstreams; None where there can't be any."""
         targets = {name: self._make_target(plan, name) for name in plan.natives}
-        passings = {name: self._make_passing(one) for name, one in plan.upstreams.items()}
+        passings = {name: self._make_passing(plan, name) for name in plan.upstreams}
         self._switch(plan, targets, passings)
 
     async def run(self) -> None:
@@ -196,7 +196,7 @@ class Serving:
             for name, upstream in plan.upstreams.items():
                 before = self.plan.upstreams.get(name)
                 if before is None or not _only_sources_differ(before, upstream):
-                    fresh[name] = passings[name] = self._make_passing(upstream)
+                    fresh[name] = passings[name] = self._make_passing(plan, name)
             await self._started(fresh)
         except BaseException:
             await self._give_up(fresh.values())
@@ -267,15 +267,17 @@ class Serving:
             alone=plan.names is not None,
         )
 
-    def _make_passing(self, plan: UpstreamPlan) -> Passing:
+    def _make_passing(self, plan: Plan, name: str) -> Passing:
+        upstream = plan.upstreams[name]
         return Passing(
             self._context,
-            plan.urls,
-            plan.file,
-            upstream_options(self._settings, plan),
-            placing=placing(plan.placement),
-            model=plan.model,
-            named=self._settings.config is not None or self._settings.served_model_name is not None,
+            upstream.urls,
+            upstream.file,
+            upstream_options(self._settings, upstream),
+            placing=placing(upstream.placement),
+            model=upstream.model,
+            named=plan.names is not None,
+            group=name if self._settings.config is not None else "",
         )
 
     def _start(self, one: Target) -> asyncio.Task[None]:

@@ -11,7 +11,7 @@ Nothing here waits: everything happens in what the two connections call.
 """
 
 import logging
-from asyncio import TimerHandle
+from asyncio import Task, TimerHandle
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,6 +21,8 @@ from gateway.lane import endpoints, heads
 from gateway.lane.answer_so_far import AnswerSoFar
 from gateway.lane.continuation import Continuation, Remembering
 from gateway.lane.placing import NO_PROMPT, Prompt
+from gateway.lane.precise import Precise
+from gateway.lane.prompt_tokens import Reader
 from gateway.lane.scan import NO_TALLY, Skimmed, Tally, renamed, skim, tally, tally_whole
 from gateway.lane.stream import Stream
 from gateway.telemetry.metrics import ModelMetrics, Outcome
@@ -54,9 +56,9 @@ class Exchange:
     """One request, with this ``head``. ``size`` is that of the body so far; it is counted under ``label``."""
 
     __slots__ = (
-        "_attempts", "_body", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes", "_queued",
-        "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream", "_timer", "_tried", "_winner", "counters",
-        "endpoint", "head", "label", "model", "prompt", "request_id", "size",
+        "_attempts", "_belief", "_body", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes",
+        "_queued", "_reading", "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream", "_timer", "_tried",
+        "_winner", "counters", "endpoint", "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
@@ -81,6 +83,8 @@ class Exchange:
         self._winner: Connection | None = None
         self._stream: Stream | None = None
         self._so_far: AnswerSoFar | None = None
+        self._reading: Task[None] | None = None
+        self._belief: tuple[Target, int] | None = None  # so many prompt tokens, the target has cached
         self._kept: list[bytes] | None = None
         self._retries = 0
         self._queued = False
@@ -190,20 +194,48 @@ class Exchange:
         self._lane = lane = lanes.route(model)
         if lane.passes_keys:
             self._forwarded += self.head.key
-        ready = lane.ready(model, self._received)
         self.model = model
-        self.label = label = model if lane.named or ready[0].models else ""  # names that clients make up are no labels
+        self.label = model if lane.named else ""  # names that clients make up are no labels
+        ready = lane.ready(model, self._received)
+        if ready[0].models:
+            self.label = model
         if lane.model is not None:
             self._body = renamed(body, lane.model)
-        self.counters = context.metrics.model(self.endpoint, label)
+        self.counters = context.metrics.model(self.endpoint, self.label)
         context.queued += 1
         self._queued = True
         self.prompt = prompt = lane.prompt(skimmed)
         if lane.targets.continuing and skimmed.stream:
             self._so_far = AnswerSoFar(self.endpoint, self._body)
-        self._send(lane.placing.choose(ready, prompt, self._received))
-        if lane.hedging and (delay := lane.hedge_delay(bool(skimmed.stream))) is not None:
-            self._timer = lanes.loop.call_later(delay, self._send_hedge)
+        if lane.reader is not None and prompt.size:
+            self._reading = lanes.loop.create_task(self._read(lane.reader, bool(skimmed.stream)))
+        else:
+            self._place(ready, bool(skimmed.stream), self._received)
+
+    def _place(self, ready: list[Target], stream: bool, now: float) -> None:
+        lane = self._lane
+        self._send(lane.placing.choose(ready, self.prompt, now))
+        if lane.hedging and (delay := lane.hedge_delay(stream)) is not None:
+            self._timer = self._lanes.loop.call_later(delay, self._send_hedge)
+
+    async def _read(self, reader: Reader, stream: bool) -> None:
+        """Find the prompt's tokens out before it is placed."""
+        lane = self._lane
+        try:
+            read = await reader.read(self.endpoint, self._body)
+            self._reading = None
+            if read is not None and isinstance(lane.placing, Precise):
+                self.prompt = lane.placing.with_tokens(self.prompt, *read)
+            now = perf_counter()
+            self._place(lane.ready(self.model, now), stream, now)
+            if self.prompt.tokens and isinstance(lane.placing, Precise):
+                self._belief = self._tried[0], lane.placing.believed
+        except errors.ApiError as error:
+            self._fail(error)
+        except Exception:
+            self._reading = None
+            log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
+            self.interrupt(errors.internal_error())
 
     # Attempts
 
@@ -263,6 +295,9 @@ class Exchange:
 
     def _close_attempts(self, but: Connection | None = None) -> None:
         """Close every connection at once, save one."""
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -420,8 +455,18 @@ class Exchange:
         status = connection.status
         if tally is not NO_TALLY:
             self._lane.count(self, tally)
+            if self._belief is not None:
+                self._compare(connection.target, tally)
         self._end(status, "ok" if status < 400 else outcome(status))
         self._client.done(not self._keep_alive)
+
+    def _compare(self, target: Target, tally: Tally) -> None:
+        """Count what was believed of a target's cache, and what the target found there."""
+        assert self._belief is not None
+        placed, believed = self._belief
+        if placed is target and tally.prompt_tokens:
+            target.counts.believed += believed
+            target.counts.found += tally.cached_tokens
 
     # What a continuation calls
 

@@ -11,8 +11,11 @@ from gateway.fleet.upstream.probe import Prober
 from gateway.fleet.upstream.sources import Sources, parse_source
 from gateway.fleet.upstream.target import ANY_MODEL, Target
 from gateway.fleet.upstream.targets import Targets
+from gateway.lane.following import Following
 from gateway.lane.lane import Lane
 from gateway.lane.placing import CacheAware, Placing
+from gateway.lane.precise import Precise
+from gateway.lane.prompt_tokens import Reader
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ class Passing:
         models: the names that upstreams serve; None: each is asked.
         model: what the upstreams call the model; None: what clients call it.
         named: requests come only for names that are configured.
+        group: the group's name, if there are several.
 
     Raises:
         ValueError: a source that can't be understood.
@@ -43,12 +47,13 @@ class Passing:
         placing: Placing | None = None,
         model: str | None = None,
         named: bool = False,
+        group: str = "",
     ) -> None:
-        self.targets = Targets(options or UpstreamOptions(), ANY_MODEL if named else models)
+        self.targets = Targets(options or UpstreamOptions(), ANY_MODEL if named else models, group)
         self.lane = Lane(self.targets, placing or CacheAware(), context, model, named=named)
         given = [parse_source(one) for one in upstreams]
         self._sources = Sources(self.targets, given, Path(file) if file is not None else None)
-        self._watches: dict[Target, asyncio.Task[None]] = {}
+        self._watches: dict[Target, list[asyncio.Task[None]]] = {}
         self._ready = asyncio.Event()
         self.targets.on_added.append(self._watch)
         self.targets.on_removed.append(self._unwatch)
@@ -60,7 +65,7 @@ class Passing:
             await self._sources.look()
             await self._sources.run()
         finally:
-            for task in self._watches.values():
+            for task in [task for tasks in self._watches.values() for task in tasks]:
                 task.cancel()
 
     async def ready(self) -> None:
@@ -80,12 +85,26 @@ class Passing:
         self.targets.close()
 
     def _watch(self, target: Target) -> None:
+        loop = asyncio.get_running_loop()
         prober = Prober(target, self.targets.changed)
-        self._watches[target] = asyncio.get_running_loop().create_task(prober.run())
+        self._watches[target] = [loop.create_task(prober.run())]
+        placing = self.lane.placing
+        if not target.address.kv_events:
+            return
+        if not isinstance(placing, Precise):
+            log.warning("upstream=%s its KV events are of no use to this way of placing requests", target.name)
+            return
+        following = target.follower = Following(target, placing)
+        self._watches[target].append(loop.create_task(following.run()))
+        if self.lane.reader is None:
+            self.lane.reader = Reader(self._telling, self.targets.options.tokenizer)
+
+    def _telling(self) -> list[Target]:
+        """The targets that tell what they have cached and can be asked."""
+        return [target for target in self.targets if target.follower is not None and target.up]
 
     def _unwatch(self, target: Target) -> None:
-        task = self._watches.pop(target, None)
-        if task is not None:
+        for task in self._watches.pop(target, ()):
             task.cancel()
 
     def _changed(self) -> None:

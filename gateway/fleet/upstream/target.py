@@ -2,7 +2,7 @@
 
 import ssl
 from time import perf_counter
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 from gateway.fleet.upstream.address import Address
 from gateway.fleet.upstream.breaker import Breaker, State
@@ -28,12 +28,26 @@ class UpstreamLoad(NamedTuple):
 
 
 class Counts:
-    """Attempts at a target, by how they ended; ``abandoned`` were given up by us or by the client."""
+    """Attempts at a target, by how they ended; ``abandoned`` were given up by us or by the client.
 
-    __slots__ = ("abandoned", "answered", "failed", "refused")
+    Of requests whose tokens were known when they were placed there: prompt tokens that were ``believed`` to be cached,
+    and those that the target said it ``found`` in its cache.
+    """
+
+    __slots__ = ("abandoned", "answered", "believed", "failed", "found", "refused")
 
     def __init__(self) -> None:
         self.answered = self.refused = self.failed = self.abandoned = 0
+        self.believed = self.found = 0
+
+
+class Follower(Protocol):
+    """Knows what a target has cached: so many ``blocks``; how often what it said was lost, and nothing was believed."""
+
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def losses(self) -> int: ...
 
 
 class Target:
@@ -43,11 +57,14 @@ class Target:
         address: where it is.
         models: the names that it serves, where they are configured; else they are asked for, and until then it serves
             none. `ANY_MODEL` means that it can't be asked: it gets whatever name a client says.
+        group: what it belongs to, for its name: a server may be in several groups.
     """
 
-    def __init__(self, address: Address, options: UpstreamOptions, models: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, address: Address, options: UpstreamOptions, models: frozenset[str] | None = None, group: str = ""
+    ) -> None:
         self.address = address
-        self.name = address.authority + address.path
+        self.name = f"{group}/{address.authority}{address.path}" if group else address.authority + address.path
         self.options = options
         self.models = models
         self.configured = models is not None
@@ -66,6 +83,8 @@ class Target:
         self.draining = False
         self.load: UpstreamLoad | None = None
         self.counts = Counts()
+        self.follower: Follower | None = None
+        """Who follows its KV events."""
         self._idle: list[Connection] = []
         key = f"authorization: Bearer {options.key}\r\n" if options.key else ""
         self._headers = f"host: {address.authority}\r\n{key}".encode()

@@ -11,15 +11,17 @@ log = logging.getLogger(__name__)
 
 
 class Targets:
-    """The targets of one gateway process; they come and go while it runs.
+    """The targets of one group; they come and go while the gateway runs.
 
     Args:
         options: how they are spoken to.
         models: the names that they serve; None: each is asked for its own.
+        group: the group's name, if there are several.
     """
 
-    def __init__(self, options: UpstreamOptions, models: frozenset[str] | None = None) -> None:
+    def __init__(self, options: UpstreamOptions, models: frozenset[str] | None = None, group: str = "") -> None:
         self.options = options
+        self._group = group
         self._models = models
         self._here: dict[Address, Target] = {}
         self._leaving: list[Target] = []
@@ -45,7 +47,7 @@ class Targets:
         """Have a target, or have it still."""
         found = self._here.get(address)
         if found is None:
-            found = self._here[address] = Target(address, self.options, self._models)
+            found = self._here[address] = Target(address, self.options, self._models, self._group)
             log.info("upstream=%s added", found.name)
             self.changed()
             for tell in self.on_added:

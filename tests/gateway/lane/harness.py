@@ -32,7 +32,8 @@ FAST: dict[str, Any] = {
 class Lane:
     """The gateway under test."""
 
-    def __init__(self, context: Context, passing: Passing, port: int, state: ServerState) -> None:
+    def __init__(self, context: Context, passing: Passing, lanes: Lanes, port: int, state: ServerState) -> None:
+        self.lanes = lanes
         self.context = context
         self.passing = passing
         self.port = port
@@ -113,16 +114,25 @@ async def lane(
     max_queue: int = 4096,
     models: frozenset[str] | None = None,
     placing: Placing | None = None,
+    model: str | None = None,
+    app: Any = None,
+    here: Sequence[str] = (),
     **options: Any,
 ) -> AsyncIterator[Lane]:
-    """A gateway in front of ``upstreams``; ``ready``: all of them have been found up."""
+    """A gateway in front of ``upstreams``; ``ready``: all of them have been found up.
+
+    ``model`` is what they call theirs. Requests for the models ``here`` go to ``app``.
+    """
     context = Context(max_queue=max_queue, max_body=max_body, keys=Keys(keys))
     urls = [one if isinstance(one, str) else one.url for one in upstreams]
-    passing = Passing(context, urls, file, UpstreamOptions(**FAST | options), models=models, placing=placing)
+    passing = Passing(
+        context, urls, file, UpstreamOptions(**FAST | options), models=models, placing=placing, model=model
+    )
     lanes = Lanes(context)
-    lanes.lead({}, passing.lane)
+    lanes.lead({}, passing.lane, beside=bool(here))
+    context.awaited = here
     make = protocol(lanes)
-    config = http_config(App(context), make)
+    config = http_config(app or App(context), make)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
@@ -132,7 +142,7 @@ async def lane(
         try:
             if ready:
                 await until(lambda: len(passing.targets) >= len(urls) and all(one.up for one in passing.targets))
-            yield Lane(context, passing, listener.getsockname()[1], state)
+            yield Lane(context, passing, lanes, listener.getsockname()[1], state)
         finally:
             server.close()
             for connection in list(state.connections):
