@@ -67,6 +67,7 @@ class Service:
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completion,
             "/v1/chat/completions/render": self._render,
+            "/v1/completions/render": self._render_completion,
         }
 
     def answer(self, call: Call, connection: "Connection") -> Reply | None:
@@ -96,8 +97,7 @@ class Service:
 
     def _completion(self, body: bytes, connection: "Connection") -> None:
         asked = _decoded(_COMPLETION, body)
-        prompt = asked.prompt
-        tokens = self.worker.codec.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = self._prompt(asked)
         if not 0 <= asked.answered < max(1, min(len(tokens), asked.wanted)):
             raise errors.invalid_value("answered", "it leaves no prompt, or nothing of the answer to go on with")
         self._generate(asked, tokens, connection, "cmpl", asked.answered)
@@ -105,10 +105,20 @@ class Service:
     def _render(self, body: bytes, connection: "Connection") -> Reply:
         asked = _decoded(_CHAT, body)
         self._check(asked)
-        tokens = self._tokens(asked)
+        return _json(self._rendered("chatcmpl", asked, self._tokens(asked)))
+
+    def _render_completion(self, body: bytes, connection: "Connection") -> Reply:
+        asked = _decoded(_COMPLETION, body)
+        self._check(asked)
+        return _json([self._rendered("cmpl", asked, self._prompt(asked))])
+
+    def _rendered(self, kind: str, asked: ChatRequest | CompletionRequest, tokens: list[int]) -> dict[str, Any]:
         sampling = {"max_tokens": asked.wanted}
-        shown = {"request_id": _new_id("chatcmpl"), "token_ids": tokens, "sampling_params": sampling}
-        return _json({**shown, "model": self.model, "stream": bool(asked.stream)})
+        shown = {"request_id": _new_id(kind), "token_ids": tokens, "sampling_params": sampling}
+        return {**shown, "model": self.model, "stream": bool(asked.stream)}
+
+    def _prompt(self, asked: CompletionRequest) -> list[int]:
+        return self.worker.codec.encode(asked.prompt) if isinstance(asked.prompt, str) else asked.prompt
 
     def _tokens(self, asked: ChatRequest) -> list[int]:
         return self.worker.codec.chat([message.plain() for message in asked.messages])

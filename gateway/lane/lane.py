@@ -12,6 +12,7 @@ from gateway.fleet.upstream.targets import Targets
 from gateway.lane.exchange import Exchange
 from gateway.lane.fingerprints import NONE, fingerprints
 from gateway.lane.placing import Placing, Prompt
+from gateway.lane.prompt_tokens import Reader
 from gateway.lane.scan import Skimmed, Tally
 from gateway.wire import errors
 
@@ -47,6 +48,8 @@ class Lane:
         self.passes_keys = not context.keys and options.key is None
         """Whether a client's ``Authorization`` is meant for the targets."""
         self.hedging = options.hedge > 0
+        self.reader: Reader | None = None
+        """Makes token ids of prompts, where targets tell which ones they have cached."""
         self.counts = context.metrics.upstreams
         self._retries = Budget(options.retry_share, reserve=10.0, trickle=1.0)
         self._hedges = Budget(options.hedge, reserve=1.0)

@@ -1,6 +1,7 @@
 """How do the fleet's placement policies serve the lane? Requests become jobs of a `scheduler.placement.Placer`.
 
-The policies `held` and `immediate` have a cheaper form here (`gateway.lane.placing.CacheAware`). To hold requests back
+The policies `held` and `immediate` have a cheaper form here (`gateway.lane.placing.CacheAware`, and where targets say
+what they have cached `gateway.lane.precise.Precise`). To hold requests back
 in the gateway needs workers that say how much they have left to do, and upstreams don't.
 """
 
@@ -10,7 +11,8 @@ from typing import Final
 
 from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.target import Target
-from gateway.lane.placing import CacheAware, Placing, Prompt
+from gateway.lane.placing import Placing, Prompt
+from gateway.lane.precise import Precise
 from scheduler.placement import Job, Placed, PlacementConfig, Placer, Report, WorkerInfo
 
 _CHAIN: Final = "text"
@@ -20,7 +22,7 @@ _BLOCK_TOKENS: Final = 128  # what a fingerprint stands for on average; pieces g
 
 def placing(policy: str) -> Placing:
     """What places the lane's requests by ``policy``, one of `scheduler.placement.POLICIES`."""
-    return CacheAware() if policy in ("held", "immediate") else ByPlacer(policy)
+    return Precise() if policy in ("held", "immediate") else ByPlacer(policy)
 
 
 class ByPlacer:

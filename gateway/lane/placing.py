@@ -7,7 +7,7 @@ which prefix went where. It takes 7 µs for eight targets, where the general `sc
 other policies are that one's, by `gateway.lane.placer`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -26,11 +26,16 @@ _PER_REQUEST: Final = 512  # bytes of prompt; what a request under way slows ano
 
 
 class Prompt(NamedTuple):
-    """What placement may know of a request: its length in bytes, its fingerprints, its session ("" for none)."""
+    """What placement may know of a request: its length in bytes, its fingerprints, its session ("" for none).
+
+    Where its tokens are known, how many there are, and the hashes of their blocks for each size of blocks.
+    """
 
     size: int
     chain: Any
     session: str
+    tokens: int = 0
+    chains: Mapping[int, Any] = {}
 
 
 NO_PROMPT: Final = Prompt(0, NONE, "")

@@ -83,6 +83,23 @@ METRICS: Final[dict[str, Metric]] = {
     "penstock_upstream_kv_used_ratio": Metric(
         "gauge", "Share of the KV cache in use, by the upstream's own metrics.", ("upstream",)
     ),
+    "penstock_upstream_kv_blocks": Metric(
+        "gauge", "Blocks that an upstream has cached, by its KV events.", ("upstream",)
+    ),
+    "penstock_upstream_kv_losses_total": Metric(
+        "counter",
+        "How often an upstream's KV events had a gap that could not be filled, or began anew: nothing is believed then",
+        ("upstream",),
+    ),
+    "penstock_upstream_believed_cached_tokens_total": Metric(
+        "counter",
+        "Prompt tokens that an upstream was believed to have cached, by its KV events, of requests placed by them that "
+        "said what they used.",
+        ("upstream",),
+    ),
+    "penstock_upstream_found_cached_tokens_total": Metric(
+        "counter", "Prompt tokens of the same requests that it said it had found in its cache.", ("upstream",)
+    ),
     "penstock_requests_moved_total": Metric(
         "counter", "Answers that another worker went on with because theirs was lost.", ("model",)
     ),

@@ -17,7 +17,10 @@ _COUNTS: Final = {
     "penstock_streams_continued_total": "continued",
     "penstock_breaker_openings_total": "breaker_openings",
 }
-_OF_TARGETS: Final = ("requests_total", "in_flight", "up", "breaker", "running", "waiting", "kv_used_ratio")
+_OF_TARGETS: Final = (
+    *("requests_total", "in_flight", "up", "breaker", "running", "waiting", "kv_used_ratio", "kv_blocks"),
+    *("kv_losses_total", "believed_cached_tokens_total", "found_cached_tokens_total"),
+)
 
 Family = CounterMetricFamily | GaugeMetricFamily
 
@@ -62,6 +65,11 @@ def _show(target: Target, families: Mapping[str, Family], now: float) -> None:
     families["in_flight"].add_metric(label, target.in_flight)
     families["up"].add_metric(label, target.up)
     families["breaker"].add_metric(label, _STATES[target.state(now)])
+    if (follower := target.follower) is not None:
+        families["kv_blocks"].add_metric(label, follower.blocks)
+        families["kv_losses_total"].add_metric(label, follower.losses)
+        families["believed_cached_tokens_total"].add_metric(label, target.counts.believed)
+        families["found_cached_tokens_total"].add_metric(label, target.counts.found)
     if target.load is not None:
         families["running"].add_metric(label, target.load.running)
         families["waiting"].add_metric(label, target.load.waiting)

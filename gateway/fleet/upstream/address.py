@@ -7,12 +7,18 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Address(NamedTuple):
-    """``path`` is what goes before ``/v1/...``; ``host`` may be a name or an address."""
+    """``path`` is what goes before ``/v1/...``; ``host`` may be a name or an address.
+
+    ``kv_events`` and ``kv_replay`` are where it publishes what it has cached, and repeats what was missed: ZeroMQ's
+    endpoints, empty where it doesn't.
+    """
 
     secure: bool
     host: str
     port: int
     path: str
+    kv_events: str = ""
+    kv_replay: str = ""
 
     @property
     def authority(self) -> str:

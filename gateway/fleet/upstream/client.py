@@ -1,4 +1,4 @@
-"""How does the gateway ask an upstream something for itself? A GET on one of its connections, awaited."""
+"""How does the gateway ask an upstream something for itself? A GET or a POST, awaited."""
 
 import asyncio
 from typing import NamedTuple
@@ -44,13 +44,27 @@ async def get(target: Target, path: str, timeout: float) -> Reply:
     Raises:
         Fault: there is no answer, or not within ``timeout`` seconds.
     """
+    return await _ask(Connection(target, once=True), "GET", path, b"connection: close\r\n", b"", timeout)
+
+
+async def post(target: Target, path: str, body: bytes, timeout: float) -> Reply:
+    """What ``target`` answers to JSON that is sent to ``path``, on one of its connections.
+
+    Raises:
+        Fault: there is no answer, or not within ``timeout`` seconds.
+    """
+    headers = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+    return await _ask(target.connection(), "POST", path, headers, body, timeout)
+
+
+async def _ask(connection: Connection, method: str, path: str, headers: bytes, body: bytes, timeout: float) -> Reply:
     awaited = _Awaited()
-    connection = Connection(target, once=True)
-    connection.send(target.head("GET", path) + b"accept: */*\r\nconnection: close\r\n\r\n", b"", awaited)
+    connection.send(b"%b%baccept: */*\r\n\r\n" % (connection.target.head(method, path), headers), body, awaited)
     try:
         async with asyncio.timeout(timeout):
             return await awaited.reply
     except TimeoutError:
         raise Fault("timeout", f"no answer to {path} within {timeout:g} s") from None
     finally:
-        connection.close()
+        if method == "GET" or not awaited.reply.done() or awaited.reply.exception() is not None:
+            connection.close()

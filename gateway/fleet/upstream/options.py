@@ -12,7 +12,8 @@ class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     answer. ``retries`` are other targets that a request may try, ``retry_share`` how many retries there may be per
     request in the long run, ``hedge`` the same for hedges (0: none). ``keep_idle`` is how long an unused connection is
     kept: less than servers keep theirs (uvicorn's 5 s, so vLLM's), or requests meet closed ones. ``continuing`` is
-    which upstreams go on with others' answers: those that are known to be able to, or all of them.
+    which upstreams go on with others' answers: those that are known to be able to, or all of them. ``tokenizer`` is the
+    folder with their model's tokenizer and chat template, for those that tell what they have cached.
     """
 
     connect: float = 5.0
@@ -31,4 +32,5 @@ class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     load_every: float = 1.0
     resolve_every: float = 5.0
     key: str | None = None
+    tokenizer: str | None = None
     continuing: Literal["auto", "always", "never"] = "auto"

@@ -12,6 +12,7 @@ from gateway.fleet.upstream.address import Address, parse_url
 from gateway.fleet.upstream.targets import Targets
 
 _DNS: Final = "dns:"
+_ENDPOINTS: Final = ("tcp://", "ipc://", "inproc://")
 _FILE_EVERY: Final = 1.0
 
 log = logging.getLogger(__name__)
@@ -22,21 +23,44 @@ class Name(NamedTuple):
 
     host: str
     port: int
+    kv_events: str = ""
+    kv_replay: str = ""
 
 
 def parse_source(text: str) -> Address | Name:
-    """``http://HOST:PORT`` or ``dns:NAME:PORT``.
+    """``http://HOST:PORT`` or ``dns:NAME:PORT``, perhaps followed by ``kv=ENDPOINT`` and ``replay=ENDPOINT``.
+
+    In the endpoints, ``*`` stands for the host, which is needed where a name has several.
 
     Raises:
         ValueError: it is neither; the message says what would be right.
     """
-    text = text.strip()
-    if not text.startswith(_DNS):
-        return parse_url(text)
-    host, _, port = text.removeprefix(_DNS).rpartition(":")
+    where, *more = text.split() if text.strip() else [""]
+    events, replay = _endpoints(more)
+    if not where.startswith(_DNS):
+        address = parse_url(where)
+        return address._replace(kv_events=_at(events, address.host), kv_replay=_at(replay, address.host))
+    host, _, port = where.removeprefix(_DNS).rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r}: write dns:NAME:PORT for all addresses of a name")
-    return Name(host, int(port))
+        raise ValueError(f"{where!r}: write dns:NAME:PORT for all addresses of a name")
+    return Name(host, int(port), events, replay)
+
+
+def _endpoints(words: Sequence[str]) -> tuple[str, str]:
+    """What follows a source: where its KV events are, and where those that were missed."""
+    found = {"kv": "", "replay": ""}
+    for word in words:
+        name, _, endpoint = word.partition("=")
+        if name not in found or not endpoint.startswith(_ENDPOINTS):
+            raise ValueError(f"{word!r}: after an upstream come kv=tcp://HOST:PORT and replay=tcp://HOST:PORT, or none")
+        found[name] = endpoint
+    if found["replay"] and not found["kv"]:
+        raise ValueError("replay= needs kv=: there is nothing to repeat without it")
+    return found["kv"], found["replay"]
+
+
+def _at(endpoint: str, host: str) -> str:
+    return endpoint.replace("://*:", f"://[{host}]:" if ":" in host else f"://{host}:")
 
 
 def parse_file(text: str) -> list[Address | Name]:
@@ -146,7 +170,9 @@ class Sources:
         except OSError as error:
             log.warning("dns:%s:%d can't be resolved: %s", name.host, name.port, error)
             return
-        self._resolved[name] = [Address(False, host, name.port, "") for host in hosts]
+        self._resolved[name] = [
+            Address(False, host, name.port, "", _at(name.kv_events, host), _at(name.kv_replay, host)) for host in hosts
+        ]
 
 
 async def look_up(name: Name) -> list[str]:
