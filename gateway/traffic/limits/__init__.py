@@ -1,0 +1,1 @@
+"""How much may a key use up? Rates, their counting in one process, on one host and across hosts, and the headers."""
