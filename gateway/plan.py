@@ -22,10 +22,12 @@ _OF_TARGETS: Final = (
     *("max_model_len", "max_running", "kv_memory", "kv_dtype", "gpu_memory", "block_size", "threads", "ttft", "tpot"),
     *("replicas", "worker", "worker_secret_env", "worker_tls_ca", "placement", "max_wait", "tool_parser"),
     *("reasoning_parser", "kv_events", "kv_replay", "upstream", "upstream_file", "upstream_api_key_env"),
+    "upstream_tokenizer",
 )
 _RENAMED: Final = {
     "worker": "workers", "worker_secret_env": "secret_env", "worker_tls_ca": "tls_ca", "upstream": "urls",
     "upstream_file": "file", "upstream_api_key_env": "api_key_env",
+    "upstream_tokenizer": "tokenizer",
 }  # fmt: skip
 
 
@@ -36,6 +38,7 @@ class UpstreamPlan(msgspec.Struct, frozen=True, kw_only=True):
     file: str | None = None
     model: str | None = None
     key_env: str | None = None
+    tokenizer: str | None = None
     placement: str = "held"
 
 
@@ -83,6 +86,7 @@ def make_plan(settings: Settings) -> Plan:
         urls=settings.upstream,
         file=settings.upstream_file,
         key_env=settings.upstream_api_key_env,
+        tokenizer=settings.upstream_tokenizer,
         placement=settings.placement,
     )
     upstream_options(settings, upstream)
@@ -102,6 +106,8 @@ def upstream_options(settings: Settings, plan: UpstreamPlan) -> UpstreamOptions:
         idle=settings.upstream_idle_timeout,
         hedge=settings.hedge or 0.0,
         key=secret("--upstream-api-key-env", plan.key_env) if plan.key_env is not None else None,
+        tokenizer=plan.tokenizer,
+        continuing=settings.upstream_continue,
     )
 
 
@@ -150,6 +156,7 @@ def _of_file(settings: Settings, file: str) -> Plan:
                 file=target.file,
                 model=target.model,
                 key_env=target.api_key_env,
+                tokenizer=target.tokenizer,
                 placement=target.placement,
             )
             continue

@@ -269,6 +269,12 @@ class Serving:
 
     def _make_passing(self, plan: Plan, name: str) -> Passing:
         upstream = plan.upstreams[name]
+        try:
+            return self._passing(plan, name, upstream)
+        except (TokenizerError, TemplateError) as error:
+            raise SettingsError(f"the tokenizer of upstreams: {error}") from None
+
+    def _passing(self, plan: Plan, name: str, upstream: UpstreamPlan) -> Passing:
         return Passing(
             self._context,
             upstream.urls,

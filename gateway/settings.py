@@ -300,7 +300,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(
             description="pass requests through to this OpenAI-compatible server instead of running a model: "
-            "http://HOST:PORT, or dns:NAME:PORT for every address of a name; may be given several times",
+            "http://HOST:PORT, or dns:NAME:PORT for every address of a name; where it publishes KV cache events over "
+            "ZeroMQ, followed in the same argument by kv=tcp://HOST:PORT and, if it replays them, by "
+            "replay=tcp://HOST:PORT (* for the upstream's own host); may be given several times",
             extra={"metavar": "URL", "repeat": True},
         ),
     ] = ()
@@ -320,6 +322,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "NAME"},
         ),
     ] = None
+    upstream_tokenizer: Annotated[
+        str | None,
+        Meta(
+            description="a folder with the tokenizer and the chat template of upstreams that publish KV cache events; "
+            "default: they are asked to render prompts, as vLLM can",
+            extra={"metavar": "FOLDER"},
+        ),
+    ] = None
+    upstream_continue: Annotated[
+        Literal["auto", "always", "never"],
+        Meta(
+            description="let another upstream go on with a stream whose upstream broke off: auto where upstreams are "
+            "vLLM or Penstock, always where they are others that return token ids and accept them as prompts"
+        ),
+    ] = "auto"
     upstream_connect_timeout: Annotated[
         float, Meta(description="how long a connection to an upstream may take", extra=_SECONDS)
     ] = 5.0

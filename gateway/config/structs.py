@@ -133,6 +133,7 @@ class OpenAITarget(
         str | None, Meta(description="what the servers call the model; default: the name that the client said")
     ] = None
     api_key_env: Annotated[str | None, _as("upstream_api_key_env")] = None
+    tokenizer: Annotated[str | None, _as("upstream_tokenizer")] = None
     placement: Annotated[Policy, _as("placement")] = "held"
 
 

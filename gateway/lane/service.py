@@ -34,6 +34,7 @@ class Passing:
 
     Raises:
         ValueError: a source that can't be understood.
+        TokenizerError, TemplateError: the options name a folder without what belongs there.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Passing:
         self._sources = Sources(self.targets, given, Path(file) if file is not None else None)
         self._watches: dict[Target, list[asyncio.Task[None]]] = {}
         self._ready = asyncio.Event()
+        self._reader = Reader(self._telling, self.targets.options.tokenizer)
         self.targets.on_added.append(self._watch)
         self.targets.on_removed.append(self._unwatch)
         self.targets.on_changed.append(self._changed)
@@ -96,8 +98,7 @@ class Passing:
             return
         following = target.follower = Following(target, placing)
         self._watches[target].append(loop.create_task(following.run()))
-        if self.lane.reader is None:
-            self.lane.reader = Reader(self._telling, self.targets.options.tokenizer)
+        self.lane.reader = self._reader
 
     def _telling(self) -> list[Target]:
         """The targets that tell what they have cached and can be asked."""

@@ -50,6 +50,16 @@ def test_names_and_files_are_read() -> None:
         parse_file("[1]")
 
 
+def test_what_publishes_kv_events_says_where() -> None:
+    address = Address(False, "10.0.0.5", 8000, "", "tcp://10.0.0.5:5557", "tcp://b:5558")
+    assert parse_source("http://10.0.0.5:8000 kv=tcp://*:5557  replay=tcp://b:5558") == address
+    assert parse_source("http://[::1]:1 kv=tcp://*:5557") == Address(False, "::1", 1, "", "tcp://[::1]:5557")
+    assert parse_source("dns:b:2 kv=tcp://*:5557") == Name("b", 2, "tcp://*:5557")
+    for wrong in ("http://a kv=5557", "http://a replay=tcp://b:1", "http://a weight=2", "dns:b:2 kv="):
+        with pytest.raises(ValueError, match=r"kv=tcp://HOST:PORT|replay= needs kv="):
+            parse_source(wrong)
+
+
 def addresses(targets: Targets) -> list[str]:
     return [target.address.url for target in targets]
 
