@@ -42,6 +42,11 @@ COMMANDS = {
         "check a configuration file",
         "Check a configuration file of `penstock serve --config`, or print its JSON schema.",
     ),
+    "key": Command(
+        "gateway.traffic.key_command",
+        "make an API key, or the hash of one",
+        "Make an API key for clients, or the hash of one, for the keys of a configuration file.",
+    ),
     "bench": Command(
         "bench.cli",
         "measure an endpoint under load, or simulate one",

@@ -29,7 +29,10 @@ ERROR_CODES: Final[dict[str, str]] = {
     "conflict": "What was asked of an object can't be done in the state that it is in.",
     "invalid_configuration": "The configuration file is wrong, or can't be put into force; the message says why.",
     "overloaded": "The queue is full; the `Retry-After` header says when to try again, in seconds.",
-    "invalid_api_key": "No API key was sent, or none that is known here.",
+    "invalid_api_key": "No API key was sent, none that is known here, or one that has expired.",
+    "model_not_allowed": "The API key may not ask for that model, whether there is one or not.",
+    "rate_limit_exceeded": "A limit of the API key is reached; `Retry-After` says when to try again.",
+    "insufficient_quota": "The API key's tokens of the day are used up; `Retry-After` says when there are new ones.",
     "bad_upstream": "The upstream answered with something that is no answer, or broke off in the middle of one.",
     "upstream_timeout": "The upstream did not begin its answer in time, or fell silent in the middle of it.",
     "unavailable": "No worker can answer now: it is starting, draining, or has just died.",
@@ -262,6 +265,11 @@ def shutting_down() -> ApiError:
 def invalid_key(message: str) -> ApiError:
     """401: the client may not ask."""
     return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def model_not_allowed(model: str) -> ApiError:
+    """403: the client may not ask for ``model``; it is not told whether there is one."""
+    return ApiError(403, f"This API key may not use the model '{model}'.", code="model_not_allowed", param="model")
 
 
 def bad_upstream(message: str) -> ApiError:
