@@ -12,6 +12,7 @@ import msgspec
 from gateway.config.document import Document, Fault
 from gateway.config.reading import ConfigError, read_config
 from gateway.config.structs import Config, NativeTarget, OpenAITarget, VllmTarget
+from gateway.fleet.crew import gpus_of
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.keys import client_keys, secret
 from gateway.settings import Settings, SettingsError, flag
@@ -63,10 +64,10 @@ class Plan(msgspec.Struct, frozen=True):
         """Workers that are processes of ours."""
         return sum(settings.replicas for settings in self.natives.values() if not settings.worker)
 
-    def started_before(self, target: str) -> int:
-        """Those of them that targets before ``target`` have."""
-        before = list(self.natives)[: list(self.natives).index(target)]
-        return sum(self.natives[name].replicas for name in before if not self.natives[name].worker)
+    def gpus_before(self, target: str) -> int:
+        """GPUs that the workers of targets before ``target`` use, if they use any."""
+        before = [self.natives[name] for name in list(self.natives)[: list(self.natives).index(target)]]
+        return sum(settings.replicas * gpus_of(settings) for settings in before if not settings.worker)
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -108,6 +109,7 @@ def upstream_options(settings: Settings, plan: UpstreamPlan) -> UpstreamOptions:
         key=secret("--upstream-api-key-env", plan.key_env) if plan.key_env is not None else None,
         tokenizer=plan.tokenizer,
         continuing=settings.upstream_continue,
+        max_wait=settings.max_wait,
     )
 
 
@@ -152,7 +154,7 @@ def _of_file(settings: Settings, file: str) -> Plan:
     for name, target in config.targets.items():
         if isinstance(target, OpenAITarget):
             upstreams[name] = UpstreamPlan(
-                urls=target.urls,
+                urls=target.sources,
                 file=target.file,
                 model=target.model,
                 key_env=target.api_key_env,

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from engine.link import Progress
 from gateway.api.context import Context, ReloadError
 from gateway.fleet.crew import Place
@@ -250,7 +252,7 @@ class Serving:
             first = self._numbers.get(name, 0)
             self._numbers[name] = first + settings.replicas
             own = 0 if settings.worker else settings.replicas
-            place = Place(plan.started_before(name), plan.started_here - own, f"{name}-", first)
+            place = Place(plan.gpus_before(name), plan.started_here - own, f"{name}-", first)
             folder = self._directory / f"t{self._folders}"
             self._folders += 1
             if own:
@@ -367,4 +369,4 @@ async def _reached(name: str, passing: Passing) -> None:
 
 def _only_sources_differ(old: UpstreamPlan, new: UpstreamPlan) -> bool:
     """Whether going from one to the other takes no more than other addresses."""
-    return (old.model, old.key_env, old.placement) == (new.model, new.key_env, new.placement)
+    return msgspec.structs.replace(old, urls=new.urls, file=new.file) == new

@@ -199,9 +199,16 @@ def _wrong_model(document: Document, name: str, model: Model, targets: dict[str,
 def _wrong_upstreams(document: Document, path: Path, target: OpenAITarget) -> Iterator[Fault]:
     if not target.urls and target.file is None:
         yield document.fault(path, "urls or file has to say where the servers are")
-    for index, url in enumerate(target.urls):
+    for field in ("kv_events", "kv_replay"):
+        count = len(getattr(target, field))
+        if count not in (0, 1, len(target.urls)):
+            yield document.fault((*path, field), "this is one for each of urls, in their order, or one for all of them")
+            return
+        if count == 1 < len(target.urls) and "*" not in getattr(target, field)[0]:
+            yield document.fault((*path, field, 0), "one for all of urls has * for the host, such as tcp://*:5557")
+    for index, source in enumerate(target.sources):
         try:
-            parse_source(url)
+            parse_source(source)
         except ValueError as error:
             yield document.fault((*path, "urls", index), str(error))
 

@@ -129,12 +129,30 @@ class OpenAITarget(
         Meta(description="the servers: http://HOST:PORT, or dns:NAME:PORT for every address of a name"),
     ] = ()
     file: Annotated[str | None, _as("upstream_file")] = None
+    kv_events: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="where the servers publish what they have cached, as vLLM does over ZeroMQ: tcp://HOST:PORT "
+            "for each of urls, or one with * for the host, for all of them"
+        ),
+    ] = ()
+    kv_replay: Annotated[
+        tuple[str, ...], Meta(description="where they repeat what was missed of that, in the same way")
+    ] = ()
     model: Annotated[
         str | None, Meta(description="what the servers call the model; default: the name that the client said")
     ] = None
     api_key_env: Annotated[str | None, _as("upstream_api_key_env")] = None
     tokenizer: Annotated[str | None, _as("upstream_tokenizer")] = None
     placement: Annotated[Policy, _as("placement")] = "held"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """``urls``, each with where its KV events are, as the command line has them."""
+        count = len(self.urls)
+        each = ((" kv=", self.kv_events), (" replay=", self.kv_replay))
+        said = [[word + one for one in (many * count)[:count]] for word, many in each if many]
+        return tuple("".join(parts) for parts in zip(self.urls, *said, strict=True))
 
 
 Target = NativeTarget | VllmTarget | OpenAITarget

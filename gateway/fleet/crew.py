@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 class Place(NamedTuple):
     """Of a target's workers among all that are started on this machine.
 
-    ``before`` are those of other targets that come first, ``others`` all of other targets. ``names`` is what the
-    workers' names begin with, ``number`` that of the first.
+    ``gpus`` are taken by targets that come first, ``others`` are the workers of all other targets. ``names`` is what
+    the workers' names begin with, ``number`` that of the first.
     """
 
-    before: int = 0
+    gpus: int = 0
     others: int = 0
     names: str = "w"
     number: int = 0
@@ -170,8 +170,9 @@ def share(
 ) -> tuple[Settings, dict[str, str]]:
     """The settings and the additional environment of one of several workers: its part of this machine.
 
-    On a CPU they divide the cores. Each gets a GPU of its own, in turn, where there are several; where replicas meet on
-    one they divide its memory. How much of it each of several targets takes is theirs to say.
+    On a CPU they divide the cores. Each gets a GPU of its own, or as many as vLLM is told to use, in turn, where there
+    are several; where replicas meet on one they divide its memory. How much of it each of several targets takes is
+    theirs to say.
     """
     workers = settings.replicas + place.others
     if workers == 1:
@@ -180,8 +181,12 @@ def share(
     environment: dict[str, str] = {}
     changed: dict[str, object] = {}
     if gpus and settings.device != "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[(place.before + index) % len(gpus)]
-        each = -(-settings.replicas // len(gpus))
+        width = gpus_of(settings)
+        first = place.gpus + index * width
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(
+            dict.fromkeys(gpus[number % len(gpus)] for number in range(first, first + width))
+        )
+        each = -(-settings.replicas * width // len(gpus))
         if each > 1 and settings.kv_memory is None:
             changed["gpu_memory"] = (settings.gpu_memory or 0.9) / each
     elif settings.threads is None:
@@ -193,6 +198,22 @@ def share(
             if (value := getattr(settings, name)) is not None
         }
     return msgspec.structs.replace(settings, **changed), environment
+
+
+def gpus_of(settings: Settings) -> int:
+    """How many GPUs one worker uses."""
+    try:
+        said = msgspec.json.decode(settings.vllm_args or "{}", type=_Parallel)
+    except msgspec.MsgspecError:
+        return 1  # vLLM will say what is wrong with it
+    return max(1, said.tensor_parallel_size) * max(1, said.pipeline_parallel_size)
+
+
+class _Parallel(msgspec.Struct):
+    """What vLLM's arguments say of GPUs."""
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
 
 
 def visible_gpus() -> list[str]:

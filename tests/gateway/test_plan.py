@@ -54,7 +54,7 @@ def test_a_file_is_a_plan_with_its_targets_as_the_command_line_would_say_them(fi
     assert plan.upstreams == {"remote": remote}
     assert plan.names == {"chat": "qwen", "also": "qwen", "large": "remote"}
     assert plan.names_of("qwen") == ["chat", "also"]
-    assert (plan.started_here, plan.started_before("next"), plan.started_before("far")) == (3, 2, 3)
+    assert (plan.started_here, plan.gpus_before("next"), plan.gpus_before("far")) == (3, 2, 4)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Final, NamedTuple
 
 from gateway.fleet.upstream.address import Address, parse_url
@@ -14,6 +15,7 @@ from gateway.fleet.upstream.targets import Targets
 _DNS: Final = "dns:"
 _ENDPOINTS: Final = ("tcp://", "ipc://", "inproc://")
 _FILE_EVERY: Final = 1.0
+_KEPT: Final = 10.0  # seconds for which targets stay that should go, while none of those in their place answers
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,8 @@ def parse_file(text: str) -> list[Address | Name]:
 class Sources:
     """Keeps `Targets` as they should be.
 
+    Where all change at once, the old ones stay for the moment that it takes the new ones to be found there.
+
     Args:
         given: what is there for good.
         file: a file with more, looked at each second; one that can't be read or understood changes nothing.
@@ -103,6 +107,7 @@ class Sources:
         self._lookup = lookup or look_up
         self._seen: tuple[int, int, int] | None = None
         self._changed = False
+        self._unwanted: dict[Address, float] = {}  # since when those should go that stay until others take their place
 
     async def run(self) -> None:
         """Look again and again, until cancelled. `look` should have been called before."""
@@ -132,16 +137,24 @@ class Sources:
             if resolve or name not in self._resolved:
                 await self._resolve(name)
                 changed = True
-        if changed or resolve:
+        if changed or resolve or self._unwanted:
             self._apply()
 
     def _apply(self) -> None:
         wanted: dict[Address, None] = {}
         for one in [*self._given, *self._listed]:
             wanted.update(dict.fromkeys([one] if isinstance(one, Address) else self._resolved.get(one, ())))
-        here = {target.address for target in self._targets}
-        for address in here - wanted.keys():
-            self._targets.remove(address)
+        places = {address.url for address in wanted}
+        replaced = any(target.up for target in self._targets if target.address in wanted)
+        now = perf_counter()
+        unwanted: dict[Address, float] = {}
+        for target in [target for target in self._targets if target.address not in wanted]:
+            since = self._unwanted.get(target.address, now)
+            if replaced or not wanted or not target.up or target.address.url in places or now - since > _KEPT:
+                self._targets.remove(target.address)
+            else:
+                unwanted[target.address] = since
+        self._unwanted = unwanted
         for address in wanted:
             self._targets.add(address)
 

@@ -100,12 +100,38 @@ def test_faults_have_their_place(tmp_path: Path, text: str, fault: str) -> None:
         ("engine: vllm, kv_replay: 'tcp://*:1'", "kv_replay: kv_replay needs kv_events"),
         ("engine: openai", "urls or file has to say"),
         ("engine: openai, urls: [x]", "urls[0]: 'x' is no URL of an upstream: write http://"),
+        (
+            "engine: openai, urls: [http://a, http://b, http://c], kv_events: ['tcp://a:1', 'tcp://b:1']",
+            "kv_events: this",
+        ),
+        (
+            "engine: openai, urls: [http://a, http://b], kv_events: ['tcp://a:1']",
+            "kv_events[0]: one for all of urls has",
+        ),
+        ("engine: openai, urls: [http://a], kv_events: [a]", "urls[0]: 'kv=a': after an upstream come kv="),
+        ("engine: openai, urls: [http://a], kv_replay: ['tcp://a:1']", "urls[0]: replay= needs kv="),
         ("engine: openai, urls: http://a", "urls: expected a list, but this is text"),
     ],
 )
 def test_faults_of_targets_have_their_place(tmp_path: Path, target: str, fault: str) -> None:
     found = faults(tmp_path, f"models: {{c: {{target: t}}}}\ntargets:\n  t: {{{target}}}\n")
     assert found[0].startswith(f"3: targets.t{'.' if ':' in fault else ': '}{fault}")
+
+
+def test_each_server_has_its_kv_events(tmp_path: Path) -> None:
+    file = tmp_path / "penstock.yaml"
+    for said, expected in (
+        ("kv_events: ['tcp://*:1']", ("http://a kv=tcp://*:1", "http://b kv=tcp://*:1")),
+        ("kv_events: ['tcp://a:1', 'tcp://b:2']", ("http://a kv=tcp://a:1", "http://b kv=tcp://b:2")),
+        ("kv_events: ['tcp://*:1'], kv_replay: ['tcp://*:2']",
+         ("http://a kv=tcp://*:1 replay=tcp://*:2", "http://b kv=tcp://*:1 replay=tcp://*:2")),
+        ("", ("http://a", "http://b")),
+    ):  # fmt: skip
+        file.write_text(
+            f"models: {{c: {{target: t}}}}\ntargets:\n  t: {{engine: openai, urls: [http://a, http://b], {said}}}\n"
+        )
+        target = read_config(str(file))[0].targets["t"]
+        assert isinstance(target, OpenAITarget) and target.sources == expected
 
 
 def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.fleet.crew import Crew, Keeper, recruit, share, visible_gpus, worker_secret
+from gateway.fleet.crew import Crew, Keeper, Place, recruit, share, visible_gpus, worker_secret
 from gateway.fleet.worker import Worker
 from gateway.fleet.worker_process import worker_command
 from gateway.settings import Settings, SettingsError
@@ -35,6 +35,7 @@ def test_replicas_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [share(Settings(replicas=2), index)[0].threads for index in range(2)] == [4, 4]
     assert share(Settings(replicas=16), 3)[0].threads == 1
     assert share(Settings(replicas=2, threads=7), 1)[0].threads == 7
+    assert share(Settings(), 0, Place(others=3))[0].threads == 2
 
 
 def test_replicas_have_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +46,9 @@ def test_replicas_have_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {settings.gpu_memory for settings, _ in found} == {0.45}
     assert share(Settings(replicas=2), 0)[0].gpu_memory is None
     assert share(Settings(replicas=2, device="cpu"), 0)[1] == {}
+    assert share(Settings(), 0, Place(gpus=1, others=1))[1] == {"CUDA_VISIBLE_DEVICES": "5"}
+    wide = Settings(engine="vllm", vllm_args='{"tensor_parallel_size": 2}')
+    assert share(wide, 0, Place(gpus=1, others=1))[1] == {"CUDA_VISIBLE_DEVICES": "5,3"}
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter([path / "nvidia0", path / "nvidia1"]))
     assert visible_gpus() == ["0", "1"]

@@ -135,3 +135,28 @@ def test_a_watched_file_adds_and_removes_targets_while_requests_run(tmp_path: Pa
                 assert b"[DONE]" in answer
 
     run(scenario())
+
+
+def test_where_all_addresses_change_the_old_ones_stay_until_a_new_one_answers() -> None:
+    async def scenario() -> None:
+        targets = Targets(UpstreamOptions())
+        sources = Sources(targets, [parse_source("http://a:1"), parse_source("http://b:1")])
+        await sources.look()
+        old, _ = list(targets)
+        old.up = True
+        sources.change([parse_source("http://c:1")])
+        await sources.look()
+        assert addresses(targets) == ["http://a:1", "http://c:1"]  # the other one was away anyhow
+        await sources.look(resolve=False)
+        assert addresses(targets) == ["http://a:1", "http://c:1"]
+        list(targets)[1].up = True
+        await sources.look(resolve=False)
+        assert addresses(targets) == ["http://c:1"]
+        sources.change([parse_source("http://c:1 kv=tcp://*:5557")])
+        await sources.look(resolve=False)
+        assert [target.address.kv_events for target in targets] == ["tcp://c:5557"]
+        sources.change([])
+        await sources.look(resolve=False)
+        assert addresses(targets) == []
+
+    run(scenario())

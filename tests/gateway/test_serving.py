@@ -1,0 +1,88 @@
+"""Targets are replaced in three steps, and a step that fails leaves all as it was. The rest needs real processes."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.api.context import Context, ReloadError
+from gateway.serving import Serving
+from gateway.settings import Settings
+from tests.gateway.harness import run
+from tests.gateway.lane.harness import until
+from tests.gateway.lane.upstream import Upstream
+
+FILE = "models: {chat: {target: a}}\ntargets: {a: {engine: openai, urls: ['%s']}}\n"
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp_path: Path, text: str) -> AsyncIterator[tuple[Serving, Context, Path]]:
+    file = tmp_path / "penstock.yaml"
+    file.write_text(text)
+    context = Context(max_queue=10, max_body=1000)
+    settings = Settings(config=str(file))
+    made = Serving(settings, context, tmp_path, lambda settings, address: [sys.executable, "-c", "exit(7)"])
+    running = asyncio.create_task(made.run())
+    try:
+        await made.ready()
+        yield made, context, file
+    finally:
+        made.kill()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def test_what_cannot_be_started_changes_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Upstream() as upstream, serving(tmp_path, FILE % upstream.url) as (made, context, file):
+            before = made.plan
+            for more, said in (
+                ("b: {engine: native}", "the worker exited with status 7 before it was ready"),
+                ("b: {engine: native, workers: ['unix:/x'], tls_ca: /nowhere}", "--worker-tls-ca /nowhere"),
+                ("b: {engine: openai, urls: ['http://b'], api_key_env: NO_SUCH_KEY}", "NO_SUCH_KEY has no key in it"),
+            ):
+                file.write_text((FILE % upstream.url).replace("]}}", f"]}}, {more}}}"))
+                with pytest.raises(ReloadError, match=said):
+                    await made.reload()
+                assert made.plan is before and context.names() == ["chat"] and context.not_ready is None
+            file.write_text(FILE % upstream.url)
+            assert await made.reload() == []
+
+    run(scenario())
+
+
+def test_an_upstream_that_is_away_is_taken_all_the_same_and_a_name_can_be_given_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            Upstream() as upstream,
+            Upstream() as other,
+            serving(tmp_path, FILE % upstream.url) as (made, context, file),
+        ):
+            file.write_text(
+                (FILE % upstream.url).replace("]}}", f"]}}, b: {{engine: openai, urls: ['{other.url}']}}}}")
+            )
+            assert await made.reload() == ["target b added"]
+            assert context.names() == ["chat"]  # it has no name yet
+            file.write_text(file.read_text().replace("target: a", "target: b"))
+            assert await made.reload() == ["model chat: leads to b now"]
+            assert made.lanes is not None
+            assert [target.name for target in made.lanes] == [f"b/127.0.0.1:{other.port}"]
+            await until(lambda: context.not_ready is None)
+
+    run(scenario())
+
+
+def test_a_worker_that_never_answers_ends_the_start(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        file = tmp_path / "penstock.yaml"
+        file.write_text("models: {chat: {target: a}}\ntargets: {a: {engine: native}}\n")
+        context = Context(max_queue=10, max_body=1000)
+        made = Serving(Settings(config=str(file)), context, tmp_path, lambda *_: [sys.executable, "-c", "exit(7)"])
+        assert context.not_ready is not None and context.names() == []
+        with pytest.raises(Exception, match="status 7"):
+            await made.run()
+
+    run(scenario())
