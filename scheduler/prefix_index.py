@@ -56,7 +56,10 @@ def _packed(values: Any) -> Chain:
 
 @dataclass(slots=True)
 class _Held:
-    """One worker's part: its number in the table, its most blocks, and its clock if it is remembered."""
+    """One worker's part: its number in the table, its most blocks, and its clock if it is remembered.
+
+    Its arrays are memory views where loops are plain, as the table's are.
+    """
 
     slot: int
     bit: int
@@ -116,10 +119,10 @@ class PrefixIndex:
         slot = self._names.index(None)
         self._names[slot] = worker
         self._sets.clear()
-        ring = None if self.exact else np.zeros(blocks, np.int64)
+        ring = None if self.exact else self._loopable(np.zeros(blocks, np.int64))
         bit = 1 << slot
-        held = _Held(slot, bit if bit < _SIGN else bit - _WORD, blocks, np.zeros(2, np.int64), ring)
-        self._held[worker] = held
+        counts = self._loopable(np.zeros(2, np.int64))
+        self._held[worker] = _Held(slot, bit if bit < _SIGN else bit - _WORD, blocks, counts, ring)
 
     def drop(self, worker: str) -> None:
         """A worker has gone."""
@@ -136,7 +139,7 @@ class PrefixIndex:
         held.counts[1] = 0
         held.hand = 0
         if held.ring is not None:
-            held.ring[:] = EMPTY
+            np.frombuffer(held.ring, np.int64)[:] = EMPTY
         self._resize(len(known))
 
     def stored(self, worker: str, blocks: Chain) -> bool:
@@ -157,19 +160,22 @@ class PrefixIndex:
 
     def match(self, blocks: Chain) -> dict[str, int]:
         """How many leading blocks each worker has; those with none are left out."""
-        if not self._used or not len(blocks):
-            return {}
-        out = self._found
-        loops, (hashes, known, second) = self._loops, self._views
-        packed = blocks if self._fast else memoryview(blocks)
-        pairs = loops.ends(hashes, known, second, len(hashes) - 1, packed, len(blocks), out)
+        shares = self.shares(blocks)
         found: dict[str, int] = {}
-        values = out[: 2 * pairs].tolist()
-        for place in range(0, 2 * pairs, 2):
-            found.update(dict.fromkeys(self._workers(values[place + 1]), values[place]))
+        for place in range(0, len(shares), 2):
+            found.update(dict.fromkeys(self.workers(shares[place + 1]), shares[place]))
         return found
 
-    def _workers(self, bits: int) -> tuple[str, ...]:
+    def shares(self, blocks: Chain) -> list[int]:
+        """As `match`, in pairs: so many leading blocks, and the set (see `workers`) of who has these and no more."""
+        if not self._used or not len(blocks):
+            return []
+        loops, (hashes, known, second) = self._loops, self._views
+        pairs = loops.ends(hashes, known, second, len(hashes) - 1, self._loopable(blocks), len(blocks), self._found)
+        found: list[int] = self._found[: 2 * pairs].tolist()
+        return found
+
+    def workers(self, bits: int) -> tuple[str, ...]:
         """The names of a set of workers. There are few sets: what was found is kept."""
         names = self._sets.get(bits)
         if names is None:
@@ -189,14 +195,13 @@ class PrefixIndex:
         stop = min(len(blocks), held.limit)
         self._reserve(stop)
         hashes, known, second = self._views
-        packed, counts, ring = blocks, held.counts, held.ring
-        if not self._fast:
-            packed, counts, ring = memoryview(blocks), memoryview(counts), memoryview(ring)
-        before = int(held.counts[0])
+        counts = held.counts
+        before = counts[0]
         held.hand = self._loops.remember(
-            hashes, known, second, len(hashes) - 1, packed, 0, stop, held.bit, counts, ring, held.hand
-        )
-        self._used += int(held.counts[0]) - before
+            hashes, known, second, len(hashes) - 1, self._loopable(blocks), 0, stop, held.bit, counts, held.ring,
+            held.hand,
+        )  # fmt: skip
+        self._used += int(counts[0] - before)
 
     def settled(self, worker: str, blocks: Chain, hit: int = 0) -> None:
         """What `placed` expected has been confirmed by events now, or never will be. Else nothing happens."""
@@ -207,18 +212,19 @@ class PrefixIndex:
         held = self._held[worker]
         self._reserve(stop - start)
         hashes, known, second = self._views
-        before = int(held.counts[0])
-        packed, counts = (blocks, held.counts) if self._fast else (memoryview(blocks), memoryview(held.counts))
-        loop(hashes, known, second, len(hashes) - 1, packed, start, stop, held.bit, counts)
-        self._used += int(held.counts[0]) - before
+        counts = held.counts
+        before = counts[0]
+        loop(hashes, known, second, len(hashes) - 1, self._loopable(blocks), start, stop, held.bit, counts)
+        self._used += int(counts[0] - before)
 
     def _reserve(self, more: int) -> None:
         """Make room for so many blocks more."""
+        if self._used + more <= self._most:
+            return
         size = len(self._arrays[0])
         while self._used + more > _FULLEST * size:
             size *= 2
-        if size > len(self._arrays[0]):
-            self._resize(size)
+        self._resize(size)
 
     def _resize(self, size: int) -> None:
         self._arrays = grow(self._arrays, size)
@@ -226,7 +232,12 @@ class PrefixIndex:
         self._view()
 
     def _view(self) -> None:
-        self._views = self._arrays if self._fast else [memoryview(one) for one in self._arrays]
+        self._views = [self._loopable(one) for one in self._arrays]
+        self._most = int(_FULLEST * len(self._arrays[0]))
+
+    def _loopable(self, values: Any) -> Any:
+        """What the loops index fast: Python's own array as it is, numpy's through a view, unless they are compiled."""
+        return values if self._fast or type(values) is array else memoryview(values)
 
 
 @dataclass(slots=True)

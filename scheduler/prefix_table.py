@@ -63,6 +63,16 @@ def ends(hashes: Ints, known: Ints, second: Ints, mask: int, chain: Ints, length
     found = 0
     begin = 0
     having = -1
+    # Whoever has the last block has all of them: where that is everybody who has the first one, it was all.
+    slot = find(hashes, mask, chain[length - 1])
+    if slot >= 0:
+        having = known[slot] | second[slot]
+        slot = find(hashes, mask, chain[0])
+        if slot >= 0 and known[slot] | second[slot] == having:
+            out[0] = length
+            out[1] = having
+            return 1
+        having = -1
     while begin < length:
         slot = find(hashes, mask, chain[begin])
         here = (known[slot] | second[slot]) & having if slot >= 0 else 0
@@ -185,9 +195,12 @@ def remember(
     """
     for place in range(stop - 1, start - 1, -1):
         block = chain[place]
-        slot = find(hashes, mask, block)
+        slot = block & mask
+        if hashes[slot] != block:  # a call spared where it is at home, which counts where this isn't compiled
+            slot = find(hashes, mask, block)
         if slot >= 0 and known[slot] & bit != 0:
-            second[slot] |= bit
+            if second[slot] & bit == 0:
+                second[slot] |= bit
             continue
         while ring[hand] != EMPTY:
             old = find(hashes, mask, ring[hand])

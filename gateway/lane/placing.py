@@ -7,7 +7,7 @@ which prefix went where. It takes 7 µs for eight targets, where the general `sc
 other policies are that one's, by `gateway.lane.placer`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import inf
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,9 +20,10 @@ _BYTES_PER_TOKEN: Final = 4
 _BLOCKS: Final = 65_536  # remembered of a target that doesn't say how large its cache is
 _BLOCK_BYTES: Final = 512  # what a piece stands for on average, where it does
 _DEAREST: Final = 12.0
+_SETS: Final = 1024
 _COVERED: Final = (0, *PIECE_ENDS)
-_nothing: Final[Callable[[str, int], int]] = {}.get  # type: ignore[assignment]
-_PER_REQUEST: Final = 512  # bytes of prompt; what a request under way slows another one's prefill down by
+PER_REQUEST: Final = 512
+"""Bytes of prompt: what a request under way slows another one's prefill down by."""
 
 
 class Prompt(NamedTuple):
@@ -102,11 +103,17 @@ class LeastInFlight:
         pass
 
 
+def _handicapped(target: Target, cost: float, now: float) -> float:
+    """What ``cost`` becomes for a target that has requests from others, or starts slowly."""
+    cost += PER_REQUEST * target.foreign
+    return (cost + PER_REQUEST) * target.handicap(now) if target.breaker.slow else cost
+
+
 class CacheAware:
     """The target where the least is to be computed, for this request and before it.
 
     The price of capacity rises with the requests that wait for a first byte: what a cache hit spares is spared for all
-    of them.
+    of them. ``waiting`` is how many do, whoever has them.
     """
 
     fingerprints = True
@@ -114,53 +121,85 @@ class CacheAware:
     def __init__(self) -> None:
         self._index = PrefixIndex(exact=False)
         self._indexed: set[str] = set()
-        self._waiting = 0
+        self.waiting = 0
         self._hit = 0
         self._turn = 0
+        self._targets: list[Target] = []  # those that were chosen from last, and the sets of workers among them
+        self._sets: dict[int, tuple[Target, ...]] = {}
 
     def choose(self, targets: list[Target], prompt: Prompt, now: float) -> Target:
         count = len(targets)
         self._turn = turn = (self._turn + 1) % count
         size, chain = prompt.size, prompt.chain
-        found = self._index.match(chain).get if len(chain) else _nothing
-        price = min(1.0 + self._waiting / count, _DEAREST)
-        best, least, best_hit = targets[0], inf, 0
-        for target in targets[turn:] + targets[:turn]:  # in turn, where nothing tells them apart
-            hit = _COVERED[found(target.name, 0)]
-            cost = target.backlog + price * (size - hit)
-            if target.foreign:
-                cost += _PER_REQUEST * target.foreign
-            if target.breaker.slow:
-                cost = (cost + _PER_REQUEST) * target.handicap(now)
-            if cost < least:
-                best, least, best_hit = target, cost, hit
-        self._hit = best_hit
-        if len(chain) and best.name in self._indexed:
-            self._index.placed(best.name, chain)
+        price = min(1.0 + self.waiting / count, _DEAREST)
+        best, least, hit, looked_at = targets[0], inf, 0, 0
+        shares = self._index.shares(chain)
+        for place in range(0, len(shares), 2):
+            covered = _COVERED[shares[place]]
+            work = price * (size - covered)
+            among = self._among(targets, shares[place + 1])
+            looked_at += len(among)
+            for target in among[turn:] + among[:turn]:  # in turn, where nothing tells them apart
+                cost = work + target.backlog
+                if target.foreign or target.breaker.slow:
+                    cost = _handicapped(target, cost, now)
+                if cost < least:
+                    best, least, hit = target, cost, covered
+        if looked_at < count:
+            work = price * size
+            for target in targets[turn:] + targets[:turn]:
+                cost = work + target.backlog
+                if target.foreign or target.breaker.slow:
+                    cost = _handicapped(target, cost, now)
+                if cost < least:
+                    best, least, hit = target, cost, 0
+        self._hit = hit
         return best
+
+    def work(self, prompt: Prompt) -> int:
+        """Bytes of the prompt that was last chosen for, beside those that its target has cached."""
+        return prompt.size - self._hit
+
+    def _among(self, targets: list[Target], workers: int) -> tuple[Target, ...]:
+        """Those of ``targets`` that are in a set of the index's. What was found is kept while they are the same."""
+        if targets is not self._targets:
+            self._targets = targets
+            self._sets.clear()
+        found = self._sets.get(workers)
+        if found is None:
+            if len(self._sets) >= _SETS:
+                self._sets.clear()
+            names = self._index.workers(workers)
+            found = self._sets[workers] = tuple(target for target in targets if target.name in names)
+        return found
 
     def sent(self, connection: Connection, prompt: Prompt) -> None:
         connection.ticket = work = prompt.size - self._hit
-        connection.target.backlog += work + _PER_REQUEST
-        self._waiting += 1
+        target = connection.target
+        target.backlog += work + PER_REQUEST
+        self.waiting += 1
+        if len(prompt.chain) and target.name in self._indexed:
+            self._index.placed(target.name, prompt.chain)
 
     def answered(self, connection: Connection) -> None:
         connection.target.backlog -= connection.ticket
         connection.ticket = -1
-        self._waiting -= 1
+        self.waiting -= 1
 
     def ended(self, connection: Connection) -> None:
         if connection.ticket >= 0:
             self.answered(connection)
-        connection.target.backlog -= _PER_REQUEST
+        connection.target.backlog -= PER_REQUEST
 
     def added(self, target: Target) -> None:
         if len(self._indexed) < WORKERS:
             kv_tokens = target.load.kv_tokens if target.load is not None else 0
+            self._sets.clear()
             self._index.add(target.name, kv_tokens * _BYTES_PER_TOKEN // _BLOCK_BYTES or _BLOCKS)
             self._indexed.add(target.name)
 
     def removed(self, target: Target) -> None:
         if target.name in self._indexed:
+            self._sets.clear()
             self._index.drop(target.name)
             self._indexed.remove(target.name)
