@@ -60,6 +60,7 @@ def _reference() -> Iterator[str]:
     for name, parser in subparsers(build_parser()).items():
         yield from (f"### penstock {name}", "", parser.description or "", "")
         yield from _table(("option", "meaning"), [(_code(_usage(one)), meaning(one)) for one in options(parser)])
+    yield from _configuration()
     yield from ("## Endpoints", "")
     rows = [
         (_code(f"{method} {path}"), summary(handler))
@@ -77,6 +78,31 @@ def _reference() -> Iterator[str]:
     )
     yield from ("## Error codes", "", "In the field `code` of OpenAI's error object.", "")
     yield from _table(("code", "meaning"), [(_code(code), meaning) for code, meaning in ERROR_CODES.items()])
+
+
+def _configuration() -> Iterator[str]:
+    """What may stand in a configuration file, section by section."""
+    from gateway.config.structs import Model, NativeTarget, OpenAITarget, VllmTarget, schema
+
+    made = schema()["$defs"]
+    yield from (
+        "## Configuration file",
+        "",
+        "Of `penstock serve --config FILE`: YAML with two sections, `models` and `targets`, each a mapping from names "
+        "to what follows. Sizes may be written as `2GiB`, times as `500ms`, shares as `90%`. Unknown fields are refused.",
+        "",
+    )
+    sections = (
+        ("A model", Model, None),
+        ("A target with `engine: native`", NativeTarget, None),
+        ("A target with `engine: vllm`: the same, and", VllmTarget, NativeTarget),
+        ("A target with `engine: openai`", OpenAITarget, None),
+    )
+    for title, struct, beside in sections:
+        known = {"engine", *(beside.__struct_fields__ if beside is not None else ())}
+        fields = {name: field for name, field in made[struct.__name__]["properties"].items() if name not in known}
+        shown = [(_code(name), _json_type(field), field["description"]) for name, field in fields.items()]
+        yield from (f"### {title}", "", *_table(("field", "type", "meaning"), shown))
 
 
 def _conformance() -> Iterator[str]:
@@ -126,6 +152,8 @@ def _json_type(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(_code(str(value)) for value in schema["enum"] if value is not None)
     kind = schema.get("type", "object" if "$ref" in schema else "any")
+    if isinstance(kind, list):
+        return " or ".join(kind)
     if kind == "array" and schema.get("items"):
         return f"array of {_json_type(schema['items'])}"
     return str(kind)

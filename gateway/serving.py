@@ -266,7 +266,7 @@ class Serving:
             self._publish,
             on_progress,
             place=place,
-            alone=plan.names is not None,
+            name=name if plan.names is not None else "",
         )
 
     def _make_passing(self, plan: Plan, name: str) -> Passing:

@@ -11,6 +11,7 @@ from gateway.fleet.crew import Place, recruit
 from gateway.fleet.fleet import Fleet
 from gateway.fleet.roster import Roster
 from gateway.fleet.served_model import ServedModel
+from gateway.fleet.worker_process import WorkerStartError
 from gateway.settings import Settings
 from gateway.telemetry.metrics import Metrics
 from scheduler.placement import PlacementConfig
@@ -28,7 +29,8 @@ class RunningTarget:
         on_model: told of each model that can be answered for.
         on_progress: told how the first worker loads.
         place: of its workers among all that are started on this machine.
-        alone: it serves one model, which others name: workers that say that they have another are not used.
+        name: its own, where it serves one model, which others name: workers that say that they have another are not
+            used.
 
     Raises:
         SettingsError: a secret isn't set, or a certificate can't be read.
@@ -44,13 +46,13 @@ class RunningTarget:
         on_progress: Callable[[Progress], None] | None = None,
         *,
         place: Place | None = None,
-        alone: bool = False,
+        name: str = "",
     ) -> None:
         self.models: dict[str, ServedModel] = {}
         self.settings = settings
         self._metrics = metrics
         self._on_model = on_model
-        self._alone = alone
+        self._name = name
         self._roster = Roster(self.models, self._make_fleet, self._load)
         self.crew = recruit(settings, directory, command_of, metrics, self._roster, on_progress, place or Place())
 
@@ -60,7 +62,12 @@ class RunningTarget:
         Raises:
             WorkerStartError: one ended before it ever said what it is.
         """
-        await self.crew.run()
+        try:
+            await self.crew.run()
+        except WorkerStartError as error:
+            if self._name:
+                error.args = (f"target {self._name}: {error}",)
+            raise
 
     async def ready(self) -> None:
         """Wait until requests can be answered.
@@ -111,8 +118,9 @@ class RunningTarget:
         model = await ServedModel.load(
             hello, fleet, tool_parser=settings.tool_parser, reasoning_parser=settings.reasoning_parser
         )
-        if self._alone and self.models:
-            log.error("workers that serve %s get no requests: the others serve %s", model.name, *self.models)
+        if self._name and self.models:
+            said = (self._name, model.name, *self.models)
+            log.error("target=%s workers that serve %s get no requests: the others serve %s", *said)
         else:
             self._on_model(self, model)
         return model

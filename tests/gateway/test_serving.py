@@ -40,7 +40,7 @@ def test_what_cannot_be_started_changes_nothing(tmp_path: Path) -> None:
         async with Upstream() as upstream, serving(tmp_path, FILE % upstream.url) as (made, context, file):
             before = made.plan
             for more, said in (
-                ("b: {engine: native}", "the worker exited with status 7 before it was ready"),
+                ("b: {engine: native}", "target b: the worker exited with status 7 before it was ready"),
                 ("b: {engine: native, workers: ['unix:/x'], tls_ca: /nowhere}", "--worker-tls-ca /nowhere"),
                 ("b: {engine: openai, urls: ['http://b'], api_key_env: NO_SUCH_KEY}", "NO_SUCH_KEY has no key in it"),
             ):
@@ -82,7 +82,7 @@ def test_a_worker_that_never_answers_ends_the_start(tmp_path: Path) -> None:
         context = Context(max_queue=10, max_body=1000)
         made = Serving(Settings(config=str(file)), context, tmp_path, lambda *_: [sys.executable, "-c", "exit(7)"])
         assert context.not_ready is not None and context.names() == []
-        with pytest.raises(Exception, match="status 7"):
+        with pytest.raises(Exception, match="target a: the worker exited with status 7"):
             await made.run()
 
     run(scenario())
