@@ -89,7 +89,7 @@ def _configuration() -> Iterator[str]:
         "## Configuration file",
         "",
         "Of `penstock serve --config FILE`: YAML with two sections, `models` and `targets`, each a mapping from names "
-        "to what follows. Sizes may be written as `2GiB`, times as `500ms`, shares as `90%`. Unknown fields are refused.",
+        "to what follows. Sizes may be written as `2GiB`, times as `500ms`, shares as `90%`. Other fields are refused.",
         "",
     )
     sections = (
