@@ -61,3 +61,21 @@ def test_the_queue_is_bounded(model_folder: Path) -> None:
             assert context.queued == 0
 
     run(scenario())
+
+
+def test_a_model_that_is_still_to_come_is_told_from_one_that_is_not(model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with serving(model_folder) as gateway:
+            context = gateway.context
+            context.awaited = ["fake", "later"]
+            assert context.not_ready == "The model 'later' is still being loaded."
+            for name, status in (("later", 503), ("never", 404)):
+                with pytest.raises(errors.ApiError) as refused:
+                    context.model(name)
+                assert refused.value.status == status
+            context.models["later"] = gateway.model.named("later")
+            assert context.not_ready is None
+            assert (context.model("later").name, context.model("fake").name) == ("later", "fake")
+            assert context.names() == ["fake", "later"]
+
+    run(scenario())
