@@ -1,9 +1,9 @@
 """Who is asking, and for what may they? API keys, of which only salted hashes are kept.
 
-A key that `new_key` made has 256 bits of chance in it: nobody finds it by trying, so that one round of SHA-256 is enough
-where passwords would need a slow hash. Its salt stands in the key itself, so that finding it among thousands takes one hash
-and not one for each. Keys that were made elsewhere have salts of their own kind: of those every one is tried, 0.6 µs
-each, the first time a key is seen; who brings thousands of them may give all the same salt.
+A key that `new_key` made has 256 bits of chance in it: nobody finds it by trying, so that one round of SHA-256 does
+where passwords would need a slow hash. Its salt stands in the key itself, so that finding it among thousands takes one
+hash and not one for each. Keys that were made elsewhere have salts of their own kind: of those every one is tried, 0.6
+µs each, the first time a key is seen; who brings thousands of them may give all the same salt.
 """
 
 import hmac
@@ -99,7 +99,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         """Where a request for ``model`` counts; nowhere if nothing is limited."""
         own = (Account(self.id, self.limits),) if self.limits else ()
         limits = self.model_limits.get(model)
-        return (*own, Account(f"{self.id}\0{model}", limits)) if limits else own
+        return (*own, Account(f"{self.id}/{model}", limits)) if limits else own
 
 
 ANYBODY: Final = Key(id="", admin=True)

@@ -96,5 +96,5 @@ class Store(Settling, Protocol):
         Returns the verdict, or None if it takes a while: then ``decided`` is called with it later, exactly once.
         """
 
-    def close(self) -> None:
-        """Give back what is held, and leave."""
+    async def leave(self) -> None:
+        """Give back what is held, and count no more."""

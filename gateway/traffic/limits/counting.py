@@ -77,9 +77,13 @@ class TableStore(ABC):
         """Free what holders that have died hold; returns whether that was anything."""
         return False
 
+    async def leave(self) -> None:
+        """See `contract.Store`."""
+        self.close()
+
     @abstractmethod
     def close(self) -> None:
-        """See `contract.Store`."""
+        """What `leave` does, without waiting for anything."""
 
 
 class LocalStore(TableStore):

@@ -8,7 +8,8 @@ import msgspec
 _SECONDS: Final = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
 _THOUSANDS: Final = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _MOST: Final = 10**12
-"""The largest amount: a millionth of it still counts in 63 bits."""
+_MOST_OF_RATE: Final = 10**9
+"""Its millionths count exactly in what Redis computes with, which are doubles."""
 
 
 class Rate:
@@ -46,7 +47,7 @@ NO_LIMITS: Final = Limits()
 
 
 class Account(NamedTuple):
-    """Who uses something up, and how much it may be: a key, or a key with one model."""
+    """Who uses something up, and how much that may be: a key (``team-a``) or a key with a model (``team-a/chat``)."""
 
     name: str
     limits: Limits
@@ -75,4 +76,7 @@ def parse_rate(text: str) -> Rate:
     seconds = _SECONDS.get(time.strip().lower())
     if not slash or seconds is None:
         raise ValueError(f"{text!r} is no rate: write 600/min or 200k/min (or /s, /h)")
-    return Rate(parse_amount(amount), seconds)
+    rate = Rate(parse_amount(amount), seconds)
+    if rate.amount > _MOST_OF_RATE:
+        raise ValueError(f"{text!r} is no limit any more: write up to 1G")
+    return rate

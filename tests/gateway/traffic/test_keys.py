@@ -103,7 +103,7 @@ def test_a_request_counts_for_the_key_and_for_the_key_with_its_model() -> None:
     limits, chat = Limits(requests=Rate(600, 60)), Limits(concurrent=2)
     key = Key(id="a", limits=limits, model_limits={"chat": chat})
     assert key.accounts("other") == (Account("a", limits),)
-    assert key.accounts("chat") == (Account("a", limits), Account("a\0chat", chat))
+    assert key.accounts("chat") == (Account("a", limits), Account("a/chat", chat))
     assert Key(id="a", model_limits={"chat": chat}).accounts("other") == ()
 
 
