@@ -26,7 +26,7 @@ from gateway.settings import Settings, SettingsError
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
 
-_UPSTREAM_WITHIN: Final = 10.0  # seconds for a new target's first upstream to answer; then it is taken as it is
+_ELSEWHERE_WITHIN: Final = 10.0  # seconds for a new target that runs elsewhere to answer; then it is taken as it is
 _LOOK_EVERY: Final = 0.1
 _GRACE: Final = 2.0
 
@@ -104,21 +104,25 @@ class Serving:
     async def ready(self) -> None:
         """Wait until requests are answered, whatever they ask for.
 
-        Upstreams that can't be reached keep nobody waiting for long where there is something else.
+        What runs elsewhere and can't be reached keeps nobody waiting for long where there is something else.
 
         Raises:
             TokenizerError, TemplateError: a model can't be used.
         """
-        await asyncio.gather(*(target.ready() for target in self._targets.values()))
-        passings = [asyncio.create_task(passing.ready()) for passing in self._passings.values()]
-        if not passings:
+        everything: list[Target] = [*self._targets.values(), *self._passings.values()]
+        here = [one for one in everything if _starts_here(one)]
+        await asyncio.gather(*(one.ready() for one in here))
+        elsewhere = [asyncio.create_task(one.ready()) for one in everything if one not in here]
+        if not elsewhere:
             return
         try:
-            if not self._targets:
-                await asyncio.wait(passings, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait(passings, timeout=_UPSTREAM_WITHIN)
+            if not here:
+                await asyncio.wait(elsewhere, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(elsewhere, timeout=_ELSEWHERE_WITHIN)
+            for task in done:
+                task.result()
         finally:
-            for task in passings:
+            for task in elsewhere:
                 task.cancel()
 
     def described(self, names: Sequence[str]) -> str:
@@ -198,7 +202,8 @@ class Serving:
             for name, upstream in plan.upstreams.items():
                 before = self.plan.upstreams.get(name)
                 if before is None or not _only_sources_differ(before, upstream):
-                    fresh[name] = passings[name] = self._make_passing(plan, name)
+                    # In a thread: there may be a tokenizer to read.
+                    fresh[name] = passings[name] = await asyncio.to_thread(self._make_passing, plan, name)
             await self._started(fresh)
         except BaseException:
             await self._give_up(fresh.values())
@@ -311,7 +316,7 @@ class Serving:
         waiting: set[asyncio.Task[Any]] = set()
         running = {self._start(one) for one in fresh.values()}
         for name, one in fresh.items():
-            waiting.add(asyncio.create_task(one.ready() if isinstance(one, RunningTarget) else _reached(name, one)))
+            waiting.add(asyncio.create_task(one.ready() if _starts_here(one) else _reached(name, one)))
         try:
             while waiting:
                 done, _ = await asyncio.wait(waiting | running, return_when=asyncio.FIRST_COMPLETED)
@@ -359,10 +364,15 @@ class Serving:
         return [one for one in dict.fromkeys([*self._tasks, *self._targets.values()]) if isinstance(one, RunningTarget)]
 
 
-async def _reached(name: str, passing: Passing) -> None:
-    """Wait for an upstream to answer, but not for long: it may be away just now, and the file be right all the same."""
+def _starts_here(one: RunningTarget | Passing) -> bool:
+    """Whether a target's workers are ours: then they come or say why not."""
+    return isinstance(one, RunningTarget) and not one.settings.worker
+
+
+async def _reached(name: str, one: RunningTarget | Passing) -> None:
+    """Wait for a target to answer, but not for long: it may be away just now, and the file be right all the same."""
     try:
-        await asyncio.wait_for(passing.ready(), _UPSTREAM_WITHIN)
+        await asyncio.wait_for(one.ready(), _ELSEWHERE_WITHIN)
     except TimeoutError:
         log.warning("target=%s can't be reached yet", name)
 

@@ -86,3 +86,20 @@ def test_a_worker_that_never_answers_ends_the_start(tmp_path: Path) -> None:
             await made.run()
 
     run(scenario())
+
+
+def test_a_worker_elsewhere_may_come_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.serving._ELSEWHERE_WITHIN", 0.2)
+
+    async def scenario() -> None:
+        async with Upstream() as upstream, serving(tmp_path, FILE % upstream.url) as (made, context, file):
+            more = f"]}}, b: {{engine: native, workers: ['unix:{tmp_path}/w.sock']}}}}\n"
+            file.write_text((FILE % upstream.url).replace("]}}\n", more).replace("a}}", "a}, later: {target: b}}"))
+            assert await made.reload() == ["target b added", "model later added"]
+            assert context.not_ready == "The model 'later' is still being loaded."
+            assert made.lanes is not None and made.lanes.beside
+            file.write_text(FILE % upstream.url)
+            assert await made.reload() == ["target b removed", "model later removed"]
+            assert context.not_ready is None and not made.lanes.beside
+
+    run(scenario())
