@@ -104,7 +104,7 @@ class Context:
             return "The server is shutting down."
         if self.upstreams is not None and (reason := self.upstreams.not_ready) is not None:
             return reason
-        if not self.models and (self.awaited or self.upstreams is None):
+        if not self.models and self.upstreams is None:
             return "The model is still being loaded."
         for name in self.awaited:
             if name not in self.models:
