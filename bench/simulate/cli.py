@@ -185,15 +185,38 @@ def _add_modes(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="*",
         metavar="TRACE",
-        help="compare all ways of placing requests on --workers, others' as well, on these traces and on made-up "
-        "chats; a quarter of an hour for one trace, 8 workers and 700 --requests (which are for each 8 workers)",
+        help="compare ways of placing requests on --workers that schedule as --scheduling says, others' as well, on "
+        "these traces and on made-up chats and documents; hours if all is wanted: see --runs",
     )
+    _add_placement_figures(parser)
     parser.add_argument(
         "--model",
         metavar="FOLDER",
         help="what --record-steps and --validate run: a folder in Hugging Face format, or tiny or small, which are "
         "made on first use; default: the demo model",
     )
+
+
+def _add_placement_figures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what --placement-figures compares").add_argument
+    add(
+        "--runs",
+        type=Path,
+        metavar="FILE",
+        help="keep each run in FILE as a line of JSON when it is done, and don't repeat those that are there: so a "
+        "comparison is made by as many commands as one likes, and the page of --out is of all of them",
+    )
+    add("--seconds", type=_positive(float), metavar="N", help="begin no run after so many seconds")
+    add("--loads", type=_numbers, default=(0.5, 0.8, 0.9, 1.0), metavar="N,…", help="default: 0.5,0.8,0.9,1.0")
+    add(
+        "--caches",
+        type=_numbers,
+        default=(200_000, 900_000),
+        metavar="TOKENS,…",
+        help="what a worker's KV cache holds (default: 200000,900000)",
+    )
+    add("--workloads", metavar="NAME,…", help="the stem of a trace's file, chats or documents; default: all")
+    add("--policies", metavar="NAME,…", help="ours and others', by their names in the tables; default: all")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -322,19 +345,30 @@ def _figures(args: argparse.Namespace) -> int:
 
 def _placement_figures(args: argparse.Namespace) -> int:
     from bench.simulate.machines import find
-    from bench.simulate.placement_figures import Judge, judged, page
+    from bench.simulate.others import OTHERS
+    from bench.simulate.placement_figures import page
+    from bench.simulate.placement_runs import Kept, Wanted, fill, sources
 
-    judge = Judge(
-        machine=_altered(find(args.machine), args),
-        config=setting_of(args).config,
+    kept = Kept(args.runs)
+    machine = _altered(find(args.machine), args)
+    wanted = Wanted(
+        machine=machine,
+        sources=sources(args.placement_figures, args.workloads.split(",") if args.workloads else ()),
+        caches=[int(tokens) for tokens in args.caches],
+        policies=args.policies.split(",") if args.policies else [*POLICIES, *OTHERS],
+        loads=args.loads,
+        scheduling=args.scheduling,
         workers=max(args.workers, 2),
-        requests=args.requests or 700,
+        requests=args.requests or 3000,
         seed=args.seed,
     )
-    cases = []
-    for case in judged(judge, args.placement_figures, _say):
-        cases.append(case)
-        _keep(args.out, cases, page(judge.machine, cases, args.scheduling))
+    complete = fill(wanted, kept, _say, args.seconds)
+    text = page(kept, machine.name)
+    print(text, end="")
+    if args.out is not None:
+        args.out.write_text(text)
+    if not complete:
+        _say("there is more to do: give the same command again")
     return 0
 
 
@@ -388,6 +422,10 @@ def _say(text: str) -> None:
 def _fail(text: str, status: int) -> int:
     _say(f"error: {text}")
     return status
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_positive(float)(part) for part in text.split(","))
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

@@ -112,6 +112,7 @@ class Placing(Gateway):
                     block_tokens=size,
                     kv_tokens=self._news.remembered or pool.num_blocks * size,
                     exact=self._news.exact,
+                    shortest_first=self._news.reports and worker.scheduler.config.order == "work",
                 ),
                 0.0,
             )

@@ -2,6 +2,18 @@
 
 Each sees what its original does: most count what they sent themselves, some read the workers' metrics (`News.reports`),
 some follow KV events (`News.exact`). Those that remember what they sent do so for as much as theirs keep.
+
+Sources, as looked up in November 2026:
+
+- ``cache_aware``: SGLang Model Gateway's and vllm-router's documentation, "Cache-Aware Routing": threshold 0.3, 64
+  requests and 1.5 times; the tighter setting is in the spirit of the first release's (0.5, 32 and 1.0001).
+- llm-d: its default scheduling profile (queue 2, KV utilisation 2, prefix 3; Red Hat's "Configuring scheduler settings"
+  names 2 and 3 for queue and prefix), and ``prefix-cache-scorer``'s parameters ``maxPrefixBlocksToMatch`` 256 and
+  ``lruCapacityPerServer`` 31,250.
+- Dynamo: "KV Cache Routing": blocks to prefill (overlap weight 1) plus active blocks, the smallest sum (temperature 0),
+  with its own predictions of which are active.
+- bounded loads: Mirrokni, Thorup and Zadimoghaddam 2018, at 1.25, as several proxies ship it.
+- least requests and two choices: what every load balancer has (Mitzenmacher 2001).
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,7 +128,7 @@ class Scorers:
         return (workers[max(range(len(workers)), key=score)],)
 
 
-def dynamo(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+def dynamo(job: Job, worker: Worker, hit: int, seconds: float, wait: float, price: float) -> float:
     """Dynamo's router at its defaults: tokens to prefill there, and tokens of KV that are active there, as blocks."""
     active = sum(one.job.prompt_tokens + one.produced for one in worker.sent.values())
     return (worker.tokens + job.prompt_tokens - hit + active + job.prompt_tokens) / worker.info.block_tokens

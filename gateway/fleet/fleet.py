@@ -203,6 +203,7 @@ class Fleet:
             block_tokens=hello.block_size,
             kv_tokens=hello.kv_tokens,
             exact=_BLOCKS in hello.capabilities,
+            shortest_first=hello.engine == "native",
         )
         now = self._loop.time()
         self._placer.worker_up(info, now)

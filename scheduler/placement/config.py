@@ -13,8 +13,10 @@ class PlacementConfig:
         policy: one of `POLICIES`.
         dearest: the highest price of capacity (alpha): how many seconds of waiting a second of spared work is worth.
         horizon: over which the fleet's use is averaged, which sets that price.
-        decode: how much a second of decoding that a placement slows down weighs, beside a second of waiting.
+        decode: how much a second of decoding that a placement slows down weighs, beside a second of waiting; on
+            workers that don't keep the pace of their decodes by themselves.
         ageing: held requests go by their work, less so much for each second that they have waited.
+        oldest_share: of the prefill that others get, so much is owed to whoever has waited longest.
         work_left: a held request goes to a worker that has less than so much prefill to do.
         kv_share: and whose KV cache it would not fill beyond this.
         patience: a held request that has waited so long for room in a worker's KV keeps others from taking it.
@@ -29,12 +31,13 @@ class PlacementConfig:
     dearest: float = 12.0
     horizon: float = 20.0
     decode: float = 0.1
-    ageing: float = 0.2
+    ageing: float = 0.02
+    oldest_share: float = 0.05
     work_left: float = 0.15
     kv_share: float = 0.95
     patience: float = 0.5
     quantum: float = 2.0
-    window: int = 16
+    window: int = 4
     refresh: float = 0.05
     step: float = 0.25
     settle: float = 1.0
@@ -50,7 +53,7 @@ class PlacementConfig:
         for name in ("horizon", "work_left", "quantum", "step"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must be more than 0 seconds")
-        for name in ("decode", "ageing", "patience", "refresh", "settle"):
+        for name in ("decode", "ageing", "oldest_share", "patience", "refresh", "settle"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)}: must not be negative")
         if not self.dearest >= 1:

@@ -1,18 +1,22 @@
 """Who goes where now? The one object that a gateway asks.
 
 Under most policies a job goes to a worker as soon as it is asked about. Under `held` it waits here, not in a worker's
-queue: whenever something changes, jobs are sorted (priority, tenants that are owed, least work first, with ageing),
-planned against the workers, and sent to those that have next to nothing left to do. So a worker's queue is never longer
-than it must be, nothing is bound to the wrong worker early, and what waits still profits from what gets cached.
+queue: whenever something changes, jobs are planned against the workers in turn (priority, tenants that are owed, least
+work first, and a share for whoever waits longest), and sent to those that could begin at once or nearly so. So a
+worker's queue is never longer than it must be, nothing is bound to the wrong worker early, and what waits still profits
+from what gets cached. A worker that reads the shortest prompt first can begin with a short one while it has a long one;
+then what the long one loses is counted.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from math import exp, inf
 
 from scheduler.placement.config import PlacementConfig
 from scheduler.placement.job import Decision, Job, Placed, Refused
 from scheduler.placement.policies import BY_NAME, Policy
+from scheduler.placement.queue import Queue, Waiting
 from scheduler.placement.turns import Turns
 from scheduler.placement.worker import Report, Sent, Worker, WorkerInfo, pool
 from scheduler.prefix_index import Chain, PrefixIndex
@@ -27,18 +31,6 @@ _SOON = 5e-3
 _POOLING = 0.25
 # So many jobs that don't fit a worker's KV, and none behind them is tried.
 _TRIES = 4
-
-
-class _Waiting:
-    """A job that waits, what is cached of it where (tokens), and its least work."""
-
-    __slots__ = ("hits", "job", "looked", "work")
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.hits: dict[str, int] = {}
-        self.looked = -inf
-        self.work = 0.0
 
 
 class Placer:
@@ -60,11 +52,15 @@ class Placer:
         self._fast = fast
         self._policy = policy or BY_NAME[self.config.policy]
         self._indexes: dict[tuple[str, bool], PrefixIndex] = {}
-        self._waiting: dict[int | str, _Waiting] = {}
+        self._waiting: dict[int | str, Waiting] = {}
         self._where: dict[int | str, Worker] = {}
         self._unsettled: deque[tuple[float, str, Chain, int]] = deque()
         self._turns = Turns(self.config.quantum)
+        self._queue = Queue(self.config.ageing, self._turns)
+        self._arrivals = 0
         self._turn = 0
+        # Seconds of prefill that are owed to whoever came first.
+        self._owed = 0.0
         # Something happened since the last decision; and when to decide anyway.
         self._changed = True
         self._look_at = inf
@@ -151,8 +147,12 @@ class Placer:
         """
         if job.uid in self._waiting or job.uid in self._where:
             raise ValueError(f"there is a job {job.uid!r} already")
-        self._waiting[job.uid] = _Waiting(job)
+        self._arrivals += 1
+        entry = self._waiting[job.uid] = Waiting(job, self._arrivals)
         self._turns.joined(job.tenant)
+        if self._policy.holds:
+            self._look(entry, now)
+            self._queue.add(entry)
         self._changed = True
 
     def first_token(self, uid: int | str, now: float) -> None:
@@ -164,16 +164,22 @@ class Placer:
             self._expect_events(worker, worker.sent[uid], now)
 
     def progressed(self, uid: int | str, tokens: int, now: float) -> None:
-        """So many tokens of a job's answer have come, all together; as often or seldom as convenient."""
+        """So many tokens of a job's answer have come, all together; as often or seldom as convenient.
+
+        Without it the KV that a job takes is what was expected of it at first, and the tokens that a worker's steps
+        read are its prompts': answers that get longer than expected then fill a cache unnoticed, and slow prefill down
+        more than reckoned. It matters where workers report neither ``kv_used`` nor ``context``; once in a hundred
+        tokens is enough.
+        """
         worker = self._where.get(uid)
         if worker is not None:
             worker.produced(uid, tokens)
 
     def finished(self, uid: int | str, now: float) -> None:
         """A job has ended, was cancelled or failed, wherever it was. Unknown ones are none."""
-        waiting = self._waiting.pop(uid, None)
+        waiting = self._waiting.get(uid)
         if waiting is not None:
-            self._turns.left(waiting.job.tenant)
+            self._leave(waiting)
         worker = self._where.pop(uid, None)
         if worker is not None:
             sent = worker.ended(uid, now)
@@ -195,20 +201,21 @@ class Placer:
             pool(workers)
             self._pooled = now
         for worker in workers:
-            worker.reckon(self.config.step, self.config.decode)
+            worker.reckon(self.config.step, self.config.decode, now)
         if self._policy.holds:
             decisions = [*self._refuse(workers, now), *self._release(workers, now)]
             self._look_at = self._when_to_look(workers, now)
             return decisions
         decisions = []
+        nothing = dict.fromkeys(self.workers, 0.0)
         for entry in list(self._waiting.values()):
             able = self._able(entry.job, workers)
             if able:
                 self._look(entry, now)
                 few = self._policy.candidates(entry.job, able, entry.hits, self._turn)
-                left = {worker.name: worker.work_left(now) for worker in few}
-                best, hit, expected = self._choose(entry, few, left, self.price)
-                decisions.append(self._late(entry.job, now, expected) or self._send(entry, best, hit, expected, now))
+                best, hit, wait = self._choose(entry, few, nothing, self.price)
+                expected = wait + best.seconds(entry.job.prompt_tokens, hit)
+                decisions.append(self._late(entry, now, expected) or self._send(entry, best, hit, expected, now))
         return decisions
 
     def next_look(self, now: float) -> float | None:
@@ -217,51 +224,50 @@ class Placer:
 
     def _when_to_look(self, workers: list[Worker], now: float) -> float:
         limit = self.config.work_left
-        times = [left - limit for worker in workers if (left := worker.work_left(now)) >= limit]
+        times = [left - limit for worker in workers if (left := worker.soonest()) >= limit]
         return now + max(min(times, default=inf), _SOON)
 
     def _release(self, workers: list[Worker], now: float) -> Iterable[Decision]:
         """Plan those that wait, the next one first, and send those whose worker is about to have nothing to do."""
         config, price = self.config, self.price
-        left = {worker.name: worker.work_left(now) for worker in workers}
-        free = {name for name, seconds in left.items() if seconds < config.work_left}
+        planned = dict.fromkeys([worker.name for worker in workers], 0.0)
+        free = {worker.name for worker in workers if worker.soonest() < config.work_left}
         full = dict.fromkeys(free, 0)
         if not free:
             return
-        for entry in self._in_order(now)[: config.window * len(workers)]:
+        for entry in self._in_order(config.window * len(workers)):
             able = self._able(entry.job, workers)
             if not able:
                 continue
             if now - entry.looked > config.refresh:
+                self._queue.remove(entry)
                 self._look(entry, now)
-            best, hit, expected = self._choose(entry, able, left, price)
+                self._queue.add(entry)
+            best, hit, wait = self._choose(entry, able, planned, price)
             name = best.name
-            left[name] = expected
-            if name not in free:
+            seconds = best.seconds(entry.job.prompt_tokens, hit)
+            if name not in free or wait >= config.work_left:
+                planned[name] += seconds
                 continue
             if best.fits(entry.job.prompt_tokens - hit + entry.job.output_tokens, config.kv_share):
-                yield self._send(entry, best, hit, expected, now)
-                if expected >= config.work_left:
+                yield self._send(entry, best, hit, wait + seconds, now)
+                if best.soonest() >= config.work_left:
                     free.discard(name)
             else:
+                planned[name] += seconds
                 full[name] += 1
                 if full[name] == _TRIES or now - entry.job.arrival > config.patience:
                     free.discard(name)
             if not free:
                 return
 
-    def _in_order(self, now: float) -> list[_Waiting]:
-        """Those that wait, the next one first."""
-        ageing, turns = self.config.ageing, self._turns
-        least = turns.least()
-
-        def key(one: _Waiting) -> tuple[int, int, float]:
-            job = one.job
-            if one.looked == -inf:
-                self._look(one, now)
-            return -job.priority, turns.ahead(job.tenant, least), one.work - ageing * (now - job.arrival)
-
-        return sorted(self._waiting.values(), key=key)
+    def _in_order(self, most: int) -> list[Waiting]:
+        """Those that wait, the next one first; before all, now and then, who came first."""
+        order = list(islice(self._queue.ordered(), most))
+        oldest = next(iter(self._waiting.values()), None)
+        if oldest is not None and self._owed >= oldest.work and oldest.job.priority >= order[0].job.priority:
+            return [oldest, *(one for one in order if one is not oldest)]
+        return order
 
     def _refuse(self, workers: list[Worker], now: float) -> Iterable[Decision]:
         """Those that can't be in time any more."""
@@ -269,43 +275,62 @@ class Placer:
         if not timed or not workers:
             return
         left = sum(worker.work_left(now) for worker in workers) / len(workers)
-        queue = self._in_order(now)
-        for entry in queue:
+        for entry in list(self._queue.ordered()):
             left += entry.work / len(workers)
-            if entry.job.deadline is not None and (late := self._late(entry.job, now, max(left, entry.work))):
+            if entry.job.deadline is not None and (late := self._late(entry, now, max(left, entry.work))):
                 left -= entry.work / len(workers)
                 yield late
 
-    def _late(self, job: Job, now: float, expected: float) -> Refused | None:
+    def _late(self, entry: Waiting, now: float, expected: float) -> Refused | None:
+        job = entry.job
         late = now + expected - job.deadline if job.deadline is not None else 0.0
         if late <= 0:
             return None
-        del self._waiting[job.uid]
-        self._turns.left(job.tenant)
+        self._leave(entry)
         self.refused += 1
         return Refused(job, max(_RETRY, late))
 
+    def _leave(self, entry: Waiting, given: float = 0.0) -> None:
+        """A job waits no more: its tenant was given so many seconds, or none."""
+        job = entry.job
+        if self._policy.holds:
+            self._queue.remove(entry)
+            self._pay(entry, given)
+        del self._waiting[job.uid]
+        self._turns.left(job.tenant, given)
+
+    def _pay(self, entry: Waiting, given: float) -> None:
+        """Who came first is owed a share of what the others get."""
+        oldest = next(iter(self._waiting.values()))
+        if entry is oldest:
+            self._owed = max(0.0, self._owed - given) if len(self._waiting) > 1 else 0.0
+        else:
+            self._owed = min(self._owed + self.config.oldest_share * given, max(oldest.work, self._owed))
+
     def _choose(
-        self, entry: _Waiting, workers: Iterable[Worker], left: dict[str, float], price: float
+        self, entry: Waiting, workers: Iterable[Worker], planned: Mapping[str, float], price: float
     ) -> tuple[Worker, int, float]:
-        """The best worker, as the policy sees it; how much is cached there; in how many seconds the prompt is read."""
+        """The best worker, as the policy sees it; how much is cached there; in how many seconds it would begin."""
         job, hits, cost = entry.job, entry.hits, self._policy.cost
+        prompt = job.prompt_tokens
         best: Worker | None = None
         least = inf
+        soon = 0.0
         for worker in workers:
             name = worker.info.name
-            seconds = cost(job, worker, hits.get(name, 0), left[name], price)
-            if seconds < least:
-                best, least = worker, seconds
+            hit = hits.get(name, 0)
+            seconds = worker.seconds(prompt, hit)
+            wait = worker.wait(seconds) + planned[name]
+            total = cost(job, worker, hit, seconds, wait, price)
+            if total < least:
+                best, least, soon = worker, total, wait
         assert best is not None
-        hit = hits.get(best.name, 0)
-        return best, hit, left[best.name] + best.seconds(job.prompt_tokens, hit)
+        return best, hits.get(best.name, 0), soon
 
-    def _send(self, entry: _Waiting, worker: Worker, hit: int, expected: float, now: float) -> Placed:
+    def _send(self, entry: Waiting, worker: Worker, hit: int, expected: float, now: float) -> Placed:
         job = entry.job
         work = worker.seconds(job.prompt_tokens, hit)
-        del self._waiting[job.uid]
-        self._turns.left(job.tenant, work)
+        self._leave(entry, work)
         self._turn += 1
         self._where[job.uid] = worker
         worker.take(Sent(job, hit, work * worker.weight, now))
@@ -320,7 +345,7 @@ class Placer:
         self._use = self._use * exp(-(now - self._used_at) / horizon) + seconds / horizon
         self._used_at = now
 
-    def _look(self, entry: _Waiting, now: float) -> None:
+    def _look(self, entry: Waiting, now: float) -> None:
         """What is cached where of a job."""
         job = entry.job
         entry.looked = now

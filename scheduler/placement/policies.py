@@ -10,41 +10,46 @@ from typing import Final, NamedTuple
 from scheduler.placement.job import Job
 from scheduler.placement.worker import Worker
 
-Cost = Callable[[Job, Worker, int, float, float], float]
-"""What a worker costs a job: of whose prompt ``hit`` tokens are cached there, with ``left`` seconds of prefill before
-it, and a ``price`` of capacity."""
+Cost = Callable[[Job, Worker, int, float, float, float], float]
+"""What a worker costs a job: of whose prompt ``hit`` tokens are cached there, which takes ``seconds`` to read there
+after a ``wait``, at a ``price`` of capacity."""
 
 
-def immediate(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
-    """The wait; the work at the price of capacity, for what a hit spares is spared for everybody who comes after; and
-    what decoding costs, this one's beside the others and the others' beside this one."""
-    prompt = job.prompt_tokens
-    return left + price * worker.seconds(prompt, hit) + job.output_tokens * worker.reading(prompt)
+def immediate(job: Job, worker: Worker, hit: int, seconds: float, wait: float, price: float) -> float:
+    """What a placement costs everybody: the wait, and the work at the price of capacity.
+
+    For what a hit spares is spared for everybody who comes after. A worker that reads the shortest first makes those
+    wait that are overtaken, so each costs the work once more; the pace of its decodes it keeps by itself. Elsewhere,
+    this one decodes beside the others, and the others beside this one.
+    """
+    if worker.info.shortest_first:
+        return wait + (price + worker.overtaken(seconds)) * seconds
+    return wait + price * seconds + job.output_tokens * worker.reading(job.prompt_tokens)
 
 
-def predicted_ttft(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+def predicted_ttft(job: Job, worker: Worker, hit: int, seconds: float, wait: float, price: float) -> float:
     """When the first token would come, as in Mooncake (Qin et al., FAST 2025)."""
-    return left + worker.seconds(job.prompt_tokens, hit)
+    return wait + seconds
 
 
-def prefix_load(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+def prefix_load(job: Job, worker: Worker, hit: int, seconds: float, wait: float, price: float) -> float:
     """Prompt tokens to compute: those that wait there, and those of this job that aren't cached."""
     return (worker.unread + job.prompt_tokens - hit) / worker.weight
 
 
-def lmetric(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+def lmetric(job: Job, worker: Worker, hit: int, seconds: float, wait: float, price: float) -> float:
     """Prompt tokens to compute, times requests: no weight between the two is needed (LMetric, 2025)."""
     return (worker.unread + job.prompt_tokens - hit) * (worker.requests + 1) / worker.weight
 
 
-def least_load(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+def least_load(job: Job, worker: Worker, hit: int, seconds: float, wait: float, price: float) -> float:
     """Seconds of tokens, and 0.15 k / (1 - k) for a KV cache that is used to a share k (SMG's least_load)."""
     total = worker.kv_total
     used = min(worker.kv_used / total, 0.99) if total else 0.0
     return (worker.speed.token * (worker.unread + worker.context) + 0.15 * used / (1 - used)) / worker.weight
 
 
-def outstanding(job: Job, worker: Worker, hit: int, left: float, price: float) -> float:
+def outstanding(job: Job, worker: Worker, hit: int, seconds: float, wait: float, price: float) -> float:
     """Requests under way."""
     return (worker.requests + 1) / worker.weight
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
+from scheduler.placement.backlog import Backlog
 from scheduler.placement.job import Job
 from scheduler.steptime import Coefficients
 
@@ -32,6 +33,8 @@ class WorkerInfo:
         kv_tokens: what its KV cache holds; 0 if unknown.
         exact: it publishes KV events, which the caller follows; else we remember what we sent.
         speed: the seconds of its steps, where known before any report.
+        shortest_first: it reads prompts in the order of their work, and interrupts a long one for a short one, as our
+            own workers do; else in the order of their coming.
     """
 
     name: str
@@ -40,6 +43,7 @@ class WorkerInfo:
     kv_tokens: int = 0
     exact: bool = False
     speed: Coefficients | None = None
+    shortest_first: bool = False
 
 
 class Report(NamedTuple):
@@ -66,12 +70,14 @@ class Report(NamedTuple):
 class Sent:
     """A job that a worker has, with ``hit`` of its tokens believed cached and ``work`` seconds of prefill at first."""
 
-    __slots__ = ("at", "begun", "hit", "job", "produced", "work")
+    __slots__ = ("at", "begun", "hit", "job", "left", "produced", "work")
 
     def __init__(self, job: Job, hit: int, work: float, at: float) -> None:
         self.job = job
         self.hit = hit
         self.work = work
+        # Seconds of it that are thought to be left.
+        self.left = work
         self.at = at
         # Its first token has come; and how many have.
         self.begun = False
@@ -87,15 +93,15 @@ class Worker:
     """One worker, as the gateway sees it. The caller changes it only through the `Placer`."""
 
     __slots__ = (
+        "_backlog",
         "_busy",
         "_context",
         "_decoding",
         "_done",
         "_looked",
+        "_more",
         "_pace",
-        "_pending",
         "_reading",
-        "_since",
         "_slowed",
         "_unseen",
         "info",
@@ -131,9 +137,9 @@ class Worker:
         self._looked = now
         self._pace = self._slowed = 1.0
         self._reading = 0.0
-        # Seconds of prefill of our jobs that have no first token yet; since when that hasn't been looked at.
-        self._pending = 0.0
-        self._since = now
+        # Our jobs that have no first token yet; and seconds of prefill that it says are to be done beside theirs.
+        self._backlog = Backlog(shortest_first=info.shortest_first, now=now)
+        self._more = 0.0
         # Jobs that the last report doesn't know of.
         self._unseen: dict[int | str, Sent] = {}
 
@@ -200,8 +206,8 @@ class Worker:
         """Seconds, weighted, that decoding a token costs: the others' beside this prompt, and its own beside them."""
         return self._reading * (self.context + self.decoding * prompt)
 
-    def reckon(self, step: float, weight: float) -> None:
-        """See how much decodes slow prefill down now. To be called before a decision.
+    def reckon(self, step: float, weight: float, now: float) -> None:
+        """See how much decodes slow prefill down now, and what is left to do. To be called before a decision.
 
         Steps last ``step`` seconds while there is prefill to do, and decodes have their share of each, so prefill has
         what is left. ``weight`` is that of a second of decoding.
@@ -214,25 +220,38 @@ class Worker:
             slowed = min(1 + decode / max(step - decode, 0.25 * decode), _MOST_SLOWED)
         self._slowed = slowed
         self._pace = slowed / self.weight
+        self._more = self._backlog.grow(max(0.0, self._said() - self._backlog.total(now)))
 
     def work_left(self, now: float) -> float:
         """Seconds of prefill that it has still to do, in a slow start as if it were that much slower."""
-        if self.said.waiting_tokens is not None:
-            left = self._slowed * self.speed.token * self.unread
-        elif self.said.backlog is not None:
-            left = self.said.backlog + sum(one.work for one in self._unseen.values())
-        else:
-            left = max(0.0, self._pending - max(0.0, now - self._since)) if self._pending else 0.0
-        return left / self.weight
+        return max(self._backlog.total(now), self._said()) / self.weight
+
+    def wait(self, seconds: float) -> float:
+        """After how long it would begin to read a prompt of so many seconds; as of the last `reckon`."""
+        return (self._backlog.ahead(seconds) + self._more) / self.weight
+
+    def soonest(self) -> float:
+        """After how long it would begin to read the shortest of prompts; as of the last `reckon`."""
+        return self.wait(0.0)
+
+    def overtaken(self, seconds: float) -> int:
+        """How many prompts that it has would wait for one of so many seconds."""
+        return self._backlog.overtaken(seconds)
+
+    def _said(self) -> float:
+        """What it says it has to do, and what it can't know of yet; 0 if it doesn't say."""
+        said = self.said
+        if said.waiting_tokens is not None:
+            return self._slowed * self.speed.token * self.unread
+        if said.backlog is not None:
+            return said.backlog + sum([one.work for one in self._unseen.values()])
+        return 0.0
 
     def take(self, sent: Sent) -> None:
         """A job goes there now."""
         self._count(sent.at)
         self.sent[sent.job.uid] = self._unseen[sent.job.uid] = sent
-        if not self.tokens:
-            self._since = sent.at
-            self._pending = 0.0
-        self._pending += sent.work
+        self._backlog.add(sent, sent.at)
         self.tokens += sent.job.prompt_tokens - sent.hit
         self.taken += sent.job.prompt_tokens - sent.hit
         self.need += sent.need
@@ -275,14 +294,15 @@ class Worker:
         self.said = report
         looked = now - report.age
         self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
+        if report.waiting_tokens is None and report.backlog is not None:
+            self._backlog.at_most(self._said(), now)
 
     def _read(self, sent: Sent, now: float) -> None:
         """A job's prompt is computed, or no longer wanted; the work of those before it was done meanwhile."""
         self._count(now)
         self._unseen.pop(sent.job.uid, None)
         self.tokens -= sent.job.prompt_tokens - sent.hit
-        self._pending = max(0.0, self._pending - sent.work) if self.tokens else 0.0
-        self._since = now
+        self._backlog.remove(sent, now)
 
     def _count(self, now: float) -> None:
         """Measure how fast it reads prompts: over the time in which it has some, the latest counting most."""

@@ -87,7 +87,7 @@ def test_a_bound_on_loads_holds() -> None:
 
 def test_dynamo_counts_blocks_to_compute_and_blocks_in_use() -> None:
     (worker,) = workers(1)
-    assert dynamo(job(1), worker, 0, 0.0, 1.0) == 200
-    assert dynamo(job(1), worker, 800, 0.0, 1.0) == 150
+    assert dynamo(job(1), worker, 0, 0.0, 0.0, 1.0) == 200
+    assert dynamo(job(1), worker, 800, 0.0, 0.0, 1.0) == 150
     busy(worker, 2)
-    assert dynamo(job(1), worker, 0, 0.0, 1.0) == 240
+    assert dynamo(job(1), worker, 0, 0.0, 0.0, 1.0) == 240

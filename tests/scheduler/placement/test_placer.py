@@ -37,7 +37,7 @@ def test_nothing_new_is_nothing_to_decide() -> None:
 
 
 def test_short_work_goes_first_but_waiting_counts() -> None:
-    placer = fleet(workers=1)
+    placer = fleet(workers=1, ageing=0.2)
     ask(placer, 0.0, job(0, 9000))
     ask(placer, 0.0, job(1, 3000, arrival=0.0), job(2, 1500, arrival=0.0))
     ask(placer, 0.9, job(3, 1400, arrival=0.9), job(4, 1390, arrival=0.0))
@@ -46,6 +46,35 @@ def test_short_work_goes_first_but_waiting_counts() -> None:
     placed = ask(placer, 0.9)
     assert list(placed) == [4, 2]
     assert list(ask(placer, 1.1)) == [1]
+
+
+def test_a_share_of_the_work_goes_to_whoever_waits_longest() -> None:
+    placer = fleet(workers=1, ageing=0.0, oldest_share=0.1)
+    ask(placer, 0.0, job(0, 2000))
+    ask(placer, 0.0, job(1, 3000))
+    order = []
+    for uid in range(2, 40):
+        placer.arrived(job(uid, 1600), 0.0)
+    for _ in range(39):
+        (under_way,) = placer.workers["a"].sent
+        placer.finished(under_way, 0.0)
+        order += list(ask(placer, 0.0))
+    # A tenth of the 0.16 s of each: after 19 of them it is owed its 0.3 s.
+    assert order.index(1) == 19
+    assert sorted(order) == list(range(1, 40))
+
+
+def test_short_work_goes_where_it_interrupts_least() -> None:
+    placer = Placer(PlacementConfig(policy="held"))
+    for name in "ab":
+        placer.worker_up(info(name, shortest_first=True, kv_tokens=100_000), 0.0)
+    # Both are busy for a long time, and yet a short one goes at once.
+    assert ask(placer, 0.0, job(1, 9000), job(2, 8000)) == {2: "a", 1: "b"}
+    assert ask(placer, 0.0, job(3, 6000), job(4, 400)) == {4: "a", 3: "b"}
+    # It would interrupt two at b, and a has one.
+    assert ask(placer, 0.1, job(5, 500)) == {5: "a"}
+    # Another long one waits for those before it.
+    assert ask(placer, 0.1, job(6, 9500)) == {}
 
 
 def test_what_a_cache_spares_is_not_work() -> None:

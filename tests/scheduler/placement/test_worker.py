@@ -42,7 +42,7 @@ def test_a_report_is_believed_and_what_it_cannot_know_is_added() -> None:
     worker.report(
         Report(backlog=0.5, waiting_tokens=4000, waiting=3, running=4, kv_used=900, kv_total=5000, age=0.05), 1.1
     )
-    # Tokens are what workers can be compared by; and nothing is guessed of the time since.
+    # Tokens are what workers can be compared by; and of what it says nothing is guessed of the time since.
     assert worker.work_left(1.1) == worker.work_left(1.3) == pytest.approx(0.6)
     assert (worker.requests, worker.unread) == (8, 6000)
     assert worker.kv_total == 5000
@@ -64,18 +64,18 @@ def test_a_first_token_counts_once() -> None:
 
 def test_prefill_is_slower_beside_decodes() -> None:
     worker = Worker(info("a", speed=Coefficients(0.01, 1e-4, 1e-5, 0.0, 1e-3)), 0.0)
-    worker.reckon(0.05, 0.5)
+    worker.reckon(0.05, 0.5, 0.0)
     assert worker.seconds(1000, 0) == pytest.approx(0.1)
     worker.report(Report(decoding=5, context=1000), 0.0)
-    worker.reckon(0.05, 0.5)
+    worker.reckon(0.05, 0.5, 0.0)
     # A step of decodes takes 0.025 s; as much is left for prefill.
     assert worker.seconds(1000, 0) == pytest.approx(0.2)
     assert worker.reading(200) == pytest.approx(0.5 * 1e-5 * (1000 + 5 * 200))
     worker.weight = 0.5
-    worker.reckon(0.05, 0.5)
+    worker.reckon(0.05, 0.5, 0.0)
     assert worker.seconds(1000, 0) == pytest.approx(0.4)
     worker.report(Report(decoding=5, context=100_000), 0.0)
-    worker.reckon(0.05, 0.5)
+    worker.reckon(0.05, 0.5, 0.0)
     assert worker.seconds(1000, 0) == pytest.approx(0.1 * 5 / 0.5)
 
 
