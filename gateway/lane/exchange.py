@@ -20,6 +20,7 @@ from gateway.fleet.upstream.target import Target
 from gateway.lane import endpoints, heads
 from gateway.lane.answer_so_far import AnswerSoFar
 from gateway.lane.continuation import Continuation, Remembering
+from gateway.lane.holding import Holding
 from gateway.lane.placing import NO_PROMPT, Prompt
 from gateway.lane.precise import Precise
 from gateway.lane.prompt_tokens import Reader
@@ -56,9 +57,9 @@ class Exchange:
     """One request, with this ``head``. ``size`` is that of the body so far; it is counted under ``label``."""
 
     __slots__ = (
-        "_attempts", "_belief", "_body", "_client", "_forwarded", "_hedge", "_keep_alive", "_kept", "_lane", "_lanes",
-        "_queued", "_reading", "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream", "_timer", "_tried",
-        "_winner", "counters", "endpoint", "head", "label", "model", "prompt", "request_id", "size",
+        "_attempts", "_belief", "_body", "_client", "_forwarded", "_hedge", "_held", "_keep_alive", "_kept", "_lane",
+        "_lanes", "_queued", "_reading", "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream", "_timer",
+        "_tried", "_winner", "counters", "endpoint", "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
@@ -84,6 +85,7 @@ class Exchange:
         self._stream: Stream | None = None
         self._so_far: AnswerSoFar | None = None
         self._reading: Task[None] | None = None
+        self._held: Holding | None = None
         self._belief: tuple[Target, int] | None = None  # so many prompt tokens, the target has cached
         self._kept: list[bytes] | None = None
         self._retries = 0
@@ -214,9 +216,36 @@ class Exchange:
 
     def _place(self, ready: list[Target], stream: bool, now: float) -> None:
         lane = self._lane
-        self._send(lane.placing.choose(ready, self.prompt, now))
+        target = lane.placing.choose(ready, self.prompt, now)
+        if lane.holding is not None and lane.holding.holds(self, target, ready, stream, now):
+            self._held = lane.holding
+            self._lanes.context.metrics.held.labels(self.label).inc()
+        else:
+            self._send_first(target, stream)
+
+    def _send_first(self, target: Target, stream: bool) -> None:
+        lane = self._lane
+        self._send(target)
         if lane.hedging and (delay := lane.hedge_delay(stream)) is not None:
             self._timer = self._lanes.loop.call_later(delay, self._send_hedge)
+
+    def send_held(self, target: Target, stream: bool) -> None:
+        """It has waited in the gateway, and is sent now."""
+        self._release()
+        self._send_first(target, stream)
+
+    def refuse_held(self, now: float) -> None:
+        """It has waited in the gateway for too long, or there is nobody left to wait for."""
+        self._release()
+        try:
+            self._lane.ready(self.model, now)
+            self._fail(errors.overloaded(_RETRY_AFTER))
+        except errors.ApiError as error:
+            self._fail(error)
+
+    def _release(self) -> None:
+        self._held = None
+        self._lanes.context.metrics.held.labels(self.label).dec()
 
     async def _read(self, reader: Reader, stream: bool) -> None:
         """Find the prompt's tokens out before it is placed."""
@@ -228,8 +257,6 @@ class Exchange:
                 self.prompt = lane.placing.with_tokens(self.prompt, *read)
             now = perf_counter()
             self._place(lane.ready(self.model, now), stream, now)
-            if self.prompt.tokens and isinstance(lane.placing, Precise):
-                self._belief = self._tried[0], lane.placing.believed
         except errors.ApiError as error:
             self._fail(error)
         except Exception:
@@ -243,6 +270,8 @@ class Exchange:
         """Send the request to where it was placed."""
         connection = target.connection()
         target.in_flight += 1
+        if self.prompt.tokens and not self._tried and isinstance(self._lane.placing, Precise):
+            self._belief = target, self._lane.placing.believed
         self._tried.append(target)
         self._lane.placing.sent(connection, self.prompt)
         self._send_on(connection)
@@ -292,12 +321,17 @@ class Exchange:
         self._attempts.remove(connection)
         connection.target.in_flight -= 1
         self._lane.placing.ended(connection)
+        if self._lane.holding is not None:
+            self._lane.holding.touch()
 
     def _close_attempts(self, but: Connection | None = None) -> None:
         """Close every connection at once, save one."""
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
+        if self._held is not None:
+            self._held.leave(self)
+            self._release()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

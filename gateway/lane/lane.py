@@ -11,7 +11,9 @@ from gateway.fleet.upstream.target import Target
 from gateway.fleet.upstream.targets import Targets
 from gateway.lane.exchange import Exchange
 from gateway.lane.fingerprints import NONE, fingerprints
+from gateway.lane.holding import Holding
 from gateway.lane.placing import Placing, Prompt
+from gateway.lane.precise import Precise
 from gateway.lane.prompt_tokens import Reader
 from gateway.lane.scan import Skimmed, Tally
 from gateway.wire import errors
@@ -50,6 +52,10 @@ class Lane:
         self.hedging = options.hedge > 0
         self.reader: Reader | None = None
         """Makes token ids of prompts, where targets tell which ones they have cached."""
+        self.holding: Holding | None = None
+        if isinstance(placing, Precise) and placing.holds:
+            self.holding = Holding(placing, targets.ready, options.max_wait)
+            targets.on_removed.append(self.holding.forget)
         self.counts = context.metrics.upstreams
         self._retries = Budget(options.retry_share, reserve=10.0, trickle=1.0)
         self._hedges = Budget(options.hedge, reserve=1.0)
@@ -138,6 +144,8 @@ class Lane:
                 self.targets.changed()
         else:
             target.counts.failed += 1
+        if self.holding is not None:
+            self.holding.answered(connection)
         self.placing.answered(connection)
         if self.hedging:
             self._usual[streamed].add(seconds)

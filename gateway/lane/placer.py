@@ -22,7 +22,7 @@ _BLOCK_TOKENS: Final = 128  # what a fingerprint stands for on average; pieces g
 
 def placing(policy: str) -> Placing:
     """What places the lane's requests by ``policy``, one of `scheduler.placement.POLICIES`."""
-    return Precise() if policy in ("held", "immediate") else ByPlacer(policy)
+    return Precise(holds=policy == "held") if policy in ("held", "immediate") else ByPlacer(policy)
 
 
 class ByPlacer:

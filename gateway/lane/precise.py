@@ -15,14 +15,13 @@ from typing import Any, Final, NamedTuple
 from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.target import Target
 from gateway.lane.fingerprints import PIECE_ENDS
-from gateway.lane.placing import CacheAware, Prompt
+from gateway.lane.placing import PER_REQUEST, CacheAware, Prompt
 from gateway.lane.token_blocks import CachedBlocks, root, token_chain
 from scheduler.prefix_index import PrefixIndex, chain
 
 _MOST_BLOCKS: Final = 1 << 22  # of one target; it may say that it has so many
 _COVERED: Final = (0, *PIECE_ENDS)
 _DEAREST: Final = 12.0
-_PER_REQUEST: Final = 512  # bytes of prompt, as in `CacheAware`
 _SETTLE: Final = 1.0  # seconds from a first byte until what was expected must be confirmed
 
 
@@ -38,15 +37,16 @@ class _Expected(NamedTuple):
 class Precise(CacheAware):
     """`CacheAware`, that follows targets' caches where they can be followed.
 
-    ``believed`` is how many tokens of the prompt that was placed last its target is believed to have cached.
+    ``believed`` is how many tokens of the prompt that was last chosen for its target is believed to have cached.
+    ``holds``: requests are to wait in the gateway until a target is about to be free (`gateway.lane.holding`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, holds: bool = False) -> None:
         super().__init__()
+        self.holds = holds
         self.believed = 0
         self._indexes: dict[int, PrefixIndex] = {}
         self._blocks_of: dict[str, int] = {}  # the size of the blocks of each target that has told of one
-        self._chosen: _Expected | None = None
         self._expected: dict[Connection, _Expected] = {}
         self._unsettled: deque[tuple[float, _Expected]] = deque()
 
@@ -66,7 +66,7 @@ class Precise(CacheAware):
         return prompt._replace(tokens=len(ids), chains=chains)
 
     def choose(self, targets: list[Target], prompt: Prompt, now: float) -> Target:
-        self._chosen, self.believed = None, 0
+        self.believed = 0
         self._settle(now)
         if not prompt.chains or not prompt.tokens:
             return super().choose(targets, prompt, now)
@@ -75,25 +75,29 @@ class Precise(CacheAware):
         bytes_per_token = prompt.size / prompt.tokens
         count = len(targets)
         self._turn = turn = (self._turn + 1) % count
-        price = min(1.0 + self._waiting / count, _DEAREST)
+        price = min(1.0 + self.waiting / count, _DEAREST)
         best, least, covered = targets[0], inf, 0.0
         for target in targets[turn:] + targets[:turn]:
             name = target.name
             hit = hits.get(name, 0) * bytes_per_token if name in self._blocks_of else _COVERED[text.get(name, 0)]
-            cost = target.backlog + price * (prompt.size - hit) + _PER_REQUEST * target.foreign
+            cost = target.backlog + price * (prompt.size - hit) + PER_REQUEST * target.foreign
             if target.breaker.slow:
-                cost = (cost + _PER_REQUEST) * target.handicap(now)
+                cost = (cost + PER_REQUEST) * target.handicap(now)
             if cost < least:
                 best, least, covered = target, cost, hit
         self._hit = int(covered)
-        self._expect(best, prompt, hits.get(best.name, 0))
+        self.believed = hits.get(best.name, 0) if best.name in self._blocks_of else 0
         return best
 
     def sent(self, connection: Connection, prompt: Prompt) -> None:
         super().sent(connection, prompt)
-        if self._chosen is not None:
-            self._expected[connection] = self._chosen
-            self._chosen = None
+        name = connection.target.name
+        size = self._blocks_of.get(name)
+        blocks = prompt.chains.get(size) if size is not None else None
+        if size is not None and blocks is not None and len(blocks):
+            hit = min(self.believed // size, len(blocks))
+            self._indexes[size].placed(name, blocks, hit)
+            self._expected[connection] = _Expected(size, name, blocks, hit)
 
     def answered(self, connection: Connection) -> None:
         super().answered(connection)
@@ -116,18 +120,6 @@ class Precise(CacheAware):
                 for name, count in index.match(blocks).items():
                     found[name] = min(count * size, (prompt.tokens - 1) // size * size)
         return found
-
-    def _expect(self, target: Target, prompt: Prompt, hit: int) -> None:
-        size = self._blocks_of.get(target.name)
-        if size is None:
-            if len(prompt.chain) and target.name in self._indexed:
-                self._index.placed(target.name, prompt.chain)
-            return
-        self.believed = hit
-        blocks = prompt.chains.get(size)
-        if blocks is not None and len(blocks):
-            self._indexes[size].placed(target.name, blocks, hit // size)
-            self._chosen = _Expected(size, target.name, blocks, hit // size)
 
     def _settle(self, now: float) -> None:
         unsettled = self._unsettled

@@ -13,7 +13,8 @@ class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     request in the long run, ``hedge`` the same for hedges (0: none). ``keep_idle`` is how long an unused connection is
     kept: less than servers keep theirs (uvicorn's 5 s, so vLLM's), or requests meet closed ones. ``continuing`` is
     which upstreams go on with others' answers: those that are known to be able to, or all of them. ``tokenizer`` is the
-    folder with their model's tokenizer and chat template, for those that tell what they have cached.
+    folder with their model's tokenizer and chat template, for those that tell what they have cached. ``max_wait`` is
+    how long a request may be held until one of them is about to be free; None: as long as it must.
     """
 
     connect: float = 5.0
@@ -33,4 +34,5 @@ class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     resolve_every: float = 5.0
     key: str | None = None
     tokenizer: str | None = None
+    max_wait: float | None = None
     continuing: Literal["auto", "always", "never"] = "auto"
