@@ -1,8 +1,9 @@
 """``python -m bench.lane``: measures the pass-through lane, and writes the tables.
 
-Three sides, one after the other: the upstream itself, a proxy that does the least (`bench.lane.bare`), and the gateway
-with key check, placement over eight upstreams, usage counting and metrics on. ``--memory`` adds a million requests and
-ten thousand clients that leave.
+Several sides, one after the other: the upstream itself, a proxy that does the least (`bench.lane.bare`), the gateway
+with key check, placement over eight upstreams, usage counting and metrics on, and, where it is said which Python has
+them, other routers over the same eight, placing by their caches. ``--memory`` measures what becomes of the gateway's
+memory in a million requests and ten thousand clients that leave.
 """
 
 import argparse
@@ -11,14 +12,16 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from bench.lane.report import markdown
-from bench.lane.rig import KEY, Rig, free_port, gateway, memory, ours
+from bench.lane.rig import KEY, Rig, free_port, gateway, memory, ours, router
 from bench.machine import CpuMeter, describe, version_of
+from bench.routers.sides import Ports, Side, Upstream, sglang_router, version, vllm_router
 
 _RESULTS: Final = Path(__file__).parents[1] / "results"
 _REQUESTS: Final = 1_000_000
@@ -38,7 +41,7 @@ def measure(rig: Rig, port: int, pid: int | None, seconds: float) -> dict[str, A
     }
 
 
-def sides(rig: Rig, seconds: float, policy: str | None) -> dict[str, Any]:
+def sides(rig: Rig, seconds: float, policy: str | None, routers: Sequence[Side]) -> dict[str, Any]:
     """The figures of each side."""
     found: dict[str, Any] = {}
     with rig.upstreams() as upstreams:
@@ -50,6 +53,12 @@ def sides(rig: Rig, seconds: float, policy: str | None) -> dict[str, Any]:
         words = ["--placement", policy] if policy is not None else []
         with gateway([*ours(port, upstreams), *words], "Penstock is ready") as process:
             found["penstock"] = metered(lambda: measure(rig, port, process.pid, seconds))
+        targets = [Upstream(f"http://127.0.0.1:{one}", "", "") for one in upstreams]
+        for side in routers:
+            ports = Ports(free_port(), free_port())
+            body = rig.bodies["ns"].read_bytes()
+            with router(side.command(targets, ports), ports.main, body) as process:
+                found[side.name] = metered(partial(measure, rig, ports.main, process.pid, seconds))
     return found
 
 
@@ -93,29 +102,45 @@ def leave(port: int, body: bytes) -> None:
             client.close()
 
 
+def _today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.lane", description=__doc__)
     parser.add_argument("--rig", type=Path, default=Path("../shared/rig"), help="the folder with the rig's sources")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--placement", help="the gateway's placement policy; default: its own")
-    parser.add_argument("--memory", action="store_true", help="measure the growth of memory as well; takes minutes")
+    parser.add_argument(
+        "--sglang-router", metavar="PYTHON", help="the Python that has sglang-router; default: without it"
+    )
+    parser.add_argument("--vllm-router", metavar="PYTHON", help="the Python that has vllm-router; default: without it")
+    parser.add_argument("--policy", default="cache_aware", help="those routers' policy; default: cache_aware")
+    parser.add_argument(
+        "--memory", action="store_true", help="measure the growth of memory instead, beside figures that are there"
+    )
     parser.add_argument(
         "--out", type=Path, default=_RESULTS / "lane.json", help="where figures go; a table beside them"
     )
     args = parser.parse_args()
+    others = [make(python, args.policy) for make, python in ((vllm_router, args.vllm_router), (sglang_router, args.sglang_router))
+              if python is not None]  # fmt: skip
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    if args.memory and "sides" not in found:
+        parser.error(f"{args.out} has no figures of the sides: measure them first")
     with tempfile.TemporaryDirectory() as folder:
         rig = Rig(args.rig, Path(folder))
-        found: dict[str, Any] = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "machine": describe().__dict__,
-            "versions": {name: version_of(name) for name in ("uvicorn", "uvloop", "httptools", "msgspec")}
-            | {"python": sys.version.split()[0]},
-            "sides": sides(rig, args.seconds, args.placement),
-        }
         if args.memory:
-            found["growth"] = growth(rig)
-        elif args.out.exists() and "growth" in (before := json.loads(args.out.read_text())):
-            found["growth"] = before["growth"]
+            found["growth"] = metered(lambda: growth(rig)) | {"date": _today()}
+        else:
+            found |= {
+                "date": _today(),
+                "machine": describe().__dict__,
+                "versions": {name: version_of(name) for name in ("uvicorn", "uvloop", "httptools", "msgspec")}
+                | {"python": sys.version.split()[0]}
+                | {side.package: version(side) for side in others},
+                "sides": sides(rig, args.seconds, args.placement, others),
+            }
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     table = markdown(found)
     args.out.with_suffix(".md").write_text(table)

@@ -1,9 +1,13 @@
 """What does the lane's table look like? One row a side, and the issue's targets beside ours."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-_NAMES = {
+_TARGETS: Final = (
+    "| *target for penstock* | *≥ 26,000, and twice every router that places by caches* | | | *≤ 80 / 150* "
+    "| *≤ 137, 57 / 186* | | *≥ 8,000* | *≤ 80* | |"
+)
+_NAMES: Final = {
     "direct": "none (direct)",
     "bare": "bare `asyncio.Protocol` and httptools, does nothing else",
     "penstock": "penstock: key check, placement over 8, usage and metrics on",
@@ -32,7 +36,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield "| --- " * 10 + "|"
     direct = sides["direct"]
     for name, side in sides.items():
-        yield _row(_NAMES[name], side, direct, side is direct)
+        yield _row(_NAMES.get(name, name), side, direct, side is direct)
+    yield _TARGETS
     yield ""
     yield from _growth(found.get("growth"))
 
@@ -56,12 +61,13 @@ def _row(name: str, side: dict[str, Any], direct: dict[str, Any], is_direct: boo
     return f"| {' | '.join(cells)} |"
 
 
-def _growth(growth: dict[str, float] | None) -> Iterator[str]:
+def _growth(growth: dict[str, Any] | None) -> Iterator[str]:
     if growth is None:
         return
     first = growth["first"]
     yield (
         f"Resident memory: {first:.1f} MiB when warm; {growth['requests']:.1f} ({growth['requests'] / first - 1:+.1%}) "
         f"after a million requests more; {growth['disconnects']:.1f} ({growth['disconnects'] / first - 1:+.1%}) after "
-        "10,000 clients that left, half of them before the first byte."
+        "10,000 clients that left, half of them before the first byte "
+        f"({growth['date']}; others used {growth['foreign']:.0%} of the machine). Targets: 5 % of growth, 80 MiB."
     )

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -81,13 +82,7 @@ def gateway(command: Sequence[str], ready: str) -> Iterator[subprocess.Popen[str
     Raises:
         RuntimeError: it ended instead.
     """
-    process = subprocess.Popen(
-        ["taskset", "-c", GATEWAY_CORE, sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"BENCH_KEY": KEY},
-    )
+    process = _on_gateways_core([sys.executable, "-m", *command], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -97,6 +92,45 @@ def gateway(command: Sequence[str], ready: str) -> Iterator[subprocess.Popen[str
     finally:
         process.terminate()
         process.communicate()
+
+
+@contextlib.contextmanager
+def router(command: Sequence[str], port: int, body: bytes) -> Iterator[subprocess.Popen[str]]:
+    """Somebody else's gateway on the gateways' core, once it answers ``body`` with status 200.
+
+    Raises:
+        RuntimeError: it ended instead, or doesn't answer.
+    """
+    process = _on_gateways_core(command, stdout=subprocess.DEVNULL)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{_CHAT}", body, {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    )
+    deadline = time.monotonic() + _READY
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=2.0) as answer:
+                if answer.status == 200:
+                    break
+            time.sleep(0.2)
+        else:
+            raise RuntimeError(f"{' '.join(command)} did not answer")
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait()
+
+
+def _on_gateways_core(command: Sequence[str], stdout: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["taskset", "-c", GATEWAY_CORE, *command],
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"BENCH_KEY": KEY},
+    )
 
 
 def ours(port: int, upstreams: Sequence[int]) -> list[str]:

@@ -27,8 +27,9 @@ def test_the_table_has_what_each_side_adds() -> None:
             "direct": side(90_000, 20, None),
             "bare": side(50_000, 80, 25.0),
             "penstock": side(30_000, 100, 60.0),
+            "some-router cache_aware": side(12_000, 200, 90.0),
         },
-        "growth": {"first": 60.0, "requests": 61.2, "disconnects": 63.0},
+        "growth": {"first": 60.0, "requests": 61.2, "disconnects": 63.0, "foreign": 0.5, "date": "2026-01-02"},
     }
     table = markdown(found)
     (row,) = [line for line in table.splitlines() if line.startswith("| penstock")]
@@ -36,6 +37,8 @@ def test_the_table_has_what_each_side_adds() -> None:
     assert "| 80 / 240 |" in row
     assert "| 5% |" in row
     assert "61.2 (+2.0%)" in table
+    assert "| some-router cache_aware | 12,000 |" in table
+    assert "target for penstock" in table
     found["sides"]["penstock"]["many"] = found["sides"]["penstock"]["many"] | {"errs": 3}  # type: ignore[index]
     assert "(3 errors)" in markdown(found)
 
