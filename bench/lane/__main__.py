@@ -123,8 +123,8 @@ def main() -> int:
         "--out", type=Path, default=_RESULTS / "lane.json", help="where figures go; a table beside them"
     )
     args = parser.parse_args()
-    others = [make(python, args.policy) for make, python in ((vllm_router, args.vllm_router), (sglang_router, args.sglang_router))
-              if python is not None]  # fmt: skip
+    asked = ((vllm_router, args.vllm_router), (sglang_router, args.sglang_router))
+    others = [make(python, args.policy) for make, python in asked if python is not None]
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     if args.memory and "sides" not in found:
         parser.error(f"{args.out} has no figures of the sides: measure them first")
