@@ -32,6 +32,12 @@ _CHAT_ONLY: Final = frozenset(
 _ONE: Final = frozenset((b"", b"null", b"1"))
 _INCLUDE_USAGE: Final = re.compile(rb'"include_usage"\s*:\s*true').search
 _IDS: Final = re.compile(rb',\s*"(?:prompt_)?token_ids"\s*:\s*(?:\[[\d,\s]*\]|null)')
+_NAMES: Final = (b',"', b',"prompt_')
+# An event that says nothing but the next tokens, as most do. In what a model wrote, quotes are escaped.
+_PLAIN: Final = re.compile(
+    rb'data: \{[^[]*"choices":\[\{"index":0,(?:"delta":\{"content"|"text"):("[^"\\]*(?:\\.[^"\\]*)*")\}?'
+    rb'((?:,"[a-z_]+":null)*),"token_ids":\[(\d+(?:,\d+)*)\](?:,"[a-z_]+":null)*\}\](?:,"[a-z_]+":null)*\}\n\n'
+).fullmatch
 _SEVERAL: Final = "it asks for several answers"
 _TOOLS: Final = "it has tools"
 _SHAPE: Final = "its answer must have a shape"
@@ -184,9 +190,23 @@ class AnswerSoFar:
     def take(self, data: bytes) -> bytes:
         """Whole events came: what of them the client should see. With a `fault`, what came before it."""
         if not self.why_not:
+            plain = _PLAIN(data) if self._head else None
+            if plain is not None:
+                return self._take_plain(data, plain)
             data = self._read(data)
-        # In what a model wrote, quotes are escaped: no text looks like this.
-        return data if self._shows_ids or b'token_ids"' not in data else _IDS.sub(b"", data)
+        return data if self._shows_ids else _without_ids(data)
+
+    def _take_plain(self, data: bytes, plain: "re.Match[bytes]") -> bytes:
+        text, nulls, ids = plain.groups()
+        self._ids.extend(map(int, ids.split(b",")))
+        if text != b'""':
+            self._aligned = len(self._ids)
+        if self._shows_ids:
+            return data
+        if b"token_ids" in nulls:
+            return _without_ids(data)
+        begin, end = plain.span(3)
+        return data[: begin - len(b',"token_ids":[')] + data[end + 1 :]
 
     def _read(self, data: bytes) -> bytes:
         place = begin = 0
@@ -383,6 +403,20 @@ def _why_not(asked: _Asked) -> str:
     if prompt[:1] == b"[" and not prompt[1:].lstrip()[:1].isdigit():
         return _SEVERAL
     return ""
+
+
+def _without_ids(data: bytes) -> bytes:
+    """Events without their token ids: `_IDS`, but faster where there are many and no blanks between them."""
+    parts: list[bytes] = []
+    place = 0
+    while (at := data.find(b'token_ids":', place)) >= 0:
+        begin, end = data.rfind(b",", place, at), at + 11
+        end = data.find(b"]", end) + 1 if data[end : end + 1] == b"[" else end + 4 * data.startswith(b"null", end)
+        if data[begin:at] not in _NAMES or end <= at + 11:
+            return b"".join(parts) + _IDS.sub(b"", data[place:])
+        parts.append(data[place:begin])
+        place = end
+    return b"".join([*parts, data[place:]]) if parts else data
 
 
 def _is_taken_apart(delta: _Delta) -> bool:
