@@ -34,7 +34,8 @@ _LEAST: Final = 0.3  # seconds of reading that a target's pace is known from
 _SPAN: Final = 20.0  # seconds of reading, after which older ones count half
 _SEEN: Final = 0.8  # so much of what is unread may have been read without a first byte to show for it
 _WINDOW: Final = 16  # requests that are planned at a time, for each target
-_SOONEST: Final = 0.002
+_SOONEST: Final = 0.002  # seconds between two looks, and the longest that there are
+_LATEST: Final = 0.3
 
 
 class Pace:
@@ -48,9 +49,9 @@ class Pace:
         """For a byte; 0 before that is known."""
         self._busy = self._done = 0.0
 
-    def read(self, size: int, now: float) -> None:
-        """It has read ``size`` bytes since ``since``."""
-        self._busy += now - self.since
+    def read(self, size: int, sent: float, now: float) -> None:
+        """It has read ``size`` bytes of a request that was ``sent`` then."""
+        self._busy += now - max(self.since, sent)
         self._done += size
         self.since = now
         if self._busy > _LEAST and self._done:
@@ -76,7 +77,8 @@ class Holding:
     Args:
         placing: chooses for them.
         ready: the targets that a request for a model may get now.
-        max_wait: seconds for which a request may wait at most; None: as long as it must.
+        max_wait: who can't be sent and read within so many seconds is refused; None: nobody is.
+        longest: seconds for which a request waits at most.
     """
 
     def __init__(
@@ -84,11 +86,13 @@ class Holding:
         placing: CacheAware,
         ready: Callable[[str, float], list[Target]],
         max_wait: float | None = None,
+        longest: float = 300.0,
         work_left: float = WORK_LEFT,
     ) -> None:
         self._placing = placing
         self._ready = ready
         self._max_wait = max_wait
+        self._longest = longest if max_wait is None else min(longest, max_wait)
         self._work_left = work_left
         self._paces: dict[Target, Pace] = {}
         self._order: list[_Held] = []
@@ -126,7 +130,7 @@ class Holding:
         """The first byte of an answer came; to be told before placement is."""
         pace = self._paces.get(connection.target)
         if pace is not None and connection.ticket >= 0:
-            pace.read(connection.ticket, connection.last)
+            pace.read(connection.ticket, connection.sent, connection.last)
         if self._order:
             self.touch()
 
@@ -184,23 +188,25 @@ class Holding:
         self._soon = None
         now = perf_counter()
         planned: dict[Target, int] = {}
+        busy: set[str] = set()  # models all of whose targets are
+        left = _WINDOW * max(1, len(self._paces))
         try:
-            for held in self._next():
-                ready = self._ready(held.exchange.model, now)
-                if not ready or (self._max_wait is not None and now - held.since > self._max_wait):
+            for held in list(self._order):
+                model = held.exchange.model
+                ready = self._ready(model, now)
+                if not ready or now - held.since > self._longest:
                     self._remove(held)
                     held.exchange.refuse_held(now)
-                elif any(self._is_free(target, held, now) for target in ready):
-                    self._plan(held, ready, planned, now)
-                else:
-                    break
+                elif left > 0 and model not in busy:
+                    if any(self._is_free(target, held, now) for target in ready):
+                        self._plan(held, ready, planned, now)
+                        left -= 1
+                    else:
+                        busy.add(model)
         finally:
             for target, size in planned.items():
                 target.backlog -= size
         self._arm(now)
-
-    def _next(self) -> list[_Held]:
-        return self._order[: _WINDOW * max(1, len(self._paces))]
 
     def _plan(self, held: _Held, ready: list[Target], planned: dict[Target, int], now: float) -> None:
         target = self._placing.choose(ready, held.exchange.prompt, now)
@@ -222,8 +228,8 @@ class Holding:
             self._at = None
         if self._order:
             lefts = [left for target in self._paces if (left := self._left(target, now)) > self._work_left]
-            wait = min(lefts, default=_LEAST) - self._work_left
-            self._at = asyncio.get_running_loop().call_later(max(wait, _SOONEST), self._look_again)
+            wait = min([left - self._work_left for left in lefts], default=_LATEST)
+            self._at = asyncio.get_running_loop().call_later(min(max(wait, _SOONEST), _LATEST), self._look_again)
 
     def _look_again(self) -> None:
         self._at = None

@@ -54,7 +54,7 @@ class Lane:
         """Makes token ids of prompts, where targets tell which ones they have cached."""
         self.holding: Holding | None = None
         if isinstance(placing, Precise) and placing.holds:
-            self.holding = Holding(placing, targets.ready, options.max_wait)
+            self.holding = Holding(placing, targets.ready, options.max_wait, options.first_byte)
             targets.on_removed.append(self.holding.forget)
         self.counts = context.metrics.upstreams
         self._retries = Budget(options.retry_share, reserve=10.0, trickle=1.0)
@@ -95,7 +95,7 @@ class Lane:
         """What placement looks at."""
         said = skimmed.messages or skimmed.prompt or skimmed.input
         before = skimmed.system or skimmed.instructions
-        text = memoryview(bytes(before) + bytes(said) if before else said)
+        text = bytes(before) + bytes(said) if before else bytes(said)
         session = skimmed.user if isinstance(skimmed.user, str) else ""
         return Prompt(
             len(text), fingerprints(text, hash(skimmed.model)) if self.placing.fingerprints else NONE, session
@@ -165,10 +165,9 @@ class Lane:
         """Note what a complete answer says of itself."""
         metrics = exchange.counters
         if metrics is not None and (tally.prompt_tokens or tally.output_tokens):
-            metrics.prompt_tokens.inc(tally.prompt_tokens)
-            if tally.cached_tokens:
-                metrics.cached_tokens.inc(tally.cached_tokens)
-            metrics.output_tokens.inc(tally.output_tokens)
+            metrics.prompt_tokens.value += tally.prompt_tokens
+            metrics.cached_tokens.value += tally.cached_tokens
+            metrics.output_tokens.value += tally.output_tokens
 
     def target_failed(self, target: Target, now: float) -> None:
         if target.breaker.failed(now):
