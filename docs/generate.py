@@ -82,6 +82,7 @@ def _reference() -> Iterator[str]:
 
 def _configuration() -> Iterator[str]:
     """What may stand in a configuration file, section by section."""
+    from gateway.config.keys import ApiKey, Counting, KeyLimits
     from gateway.config.structs import Model, NativeTarget, OpenAITarget, VllmTarget, schema
 
     made = schema()["$defs"]
@@ -89,7 +90,8 @@ def _configuration() -> Iterator[str]:
         "## Configuration file",
         "",
         "Of `penstock serve --config FILE`: YAML with two sections, `models` and `targets`, each a mapping from names "
-        "to what follows. Sizes may be written as `2GiB`, times as `500ms`, shares as `90%`. Other fields are refused.",
+        "to what follows, and where they are needed `keys`, a list, and `limits`. Sizes may be written as `2GiB`, "
+        "times as `500ms`, shares as `90%`, amounts as `200k`. Other fields are refused.",
         "",
     )
     sections = (
@@ -97,6 +99,9 @@ def _configuration() -> Iterator[str]:
         ("A target with `engine: native`", NativeTarget, None),
         ("A target with `engine: vllm`: the same, and", VllmTarget, NativeTarget),
         ("A target with `engine: openai`", OpenAITarget, None),
+        ("A key", ApiKey, None),
+        ("Limits of a key: `limits`, and each of `model_limits`", KeyLimits, None),
+        ("`limits`: where they are counted", Counting, None),
     )
     for title, struct, beside in sections:
         known = {"engine", *(beside.__struct_fields__ if beside is not None else ())}

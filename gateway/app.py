@@ -89,7 +89,9 @@ class App:
             if context.draining and endpoint not in _WHILE_DRAINING:
                 raise errors.shutting_down()
             if endpoint not in _OPEN and not exchange.background:
-                context.keys.check(exchange.authorization)
+                exchange.key = key = context.keys.check(exchange.authorization)
+                if endpoint.startswith("/admin/") and not key.admin:
+                    raise errors.not_allowed("administer this server")
             await _handler(endpoint, exchange)(context, exchange)
             outcome = "ok"
         except ClientGone:

@@ -10,12 +10,14 @@ from typing import Any, Final
 import msgspec
 
 from gateway.config.document import Document, Fault
+from gateway.config.keys import Counting
 from gateway.config.reading import ConfigError, read_config
 from gateway.config.structs import Config, NativeTarget, OpenAITarget, VllmTarget
 from gateway.fleet.crew import gpus_of
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.keys import client_keys, secret
 from gateway.settings import Settings, SettingsError, flag
+from gateway.traffic.keys import Key, KeyHash, Keyring, plain_keys
 
 # What a file says of each target, and the command line of its only one.
 _OF_TARGETS: Final = (
@@ -48,12 +50,15 @@ class Plan(msgspec.Struct, frozen=True):
 
     ``natives`` are the targets with workers that speak our link, as the command line would describe each; ``upstreams``
     are those that requests pass through to. ``names`` has the target of each name that clients may say; without it,
-    targets themselves say what they serve.
+    targets themselves say what they serve. ``keys`` are those that clients may have beside the ones in the environment,
+    and ``counting`` says where their limits are counted.
     """
 
     natives: Mapping[str, Settings] = {}
     upstreams: Mapping[str, UpstreamPlan] = {}
     names: Mapping[str, str] | None = None
+    keys: tuple[tuple[KeyHash, Key], ...] = ()
+    counting: Counting = Counting()
 
     def names_of(self, target: str) -> list[str]:
         """What clients call a target."""
@@ -95,6 +100,15 @@ def make_plan(settings: Settings) -> Plan:
     return Plan(upstreams={"upstream": upstream}, names={name: "upstream"} if name is not None else None)
 
 
+def keyring(settings: Settings, plan: Plan) -> Keyring:
+    """All keys that clients may have.
+
+    Raises:
+        SettingsError: there is none in an environment variable where one should be.
+    """
+    return Keyring([*plan.keys, *plain_keys(client_keys(settings))])
+
+
 def upstream_options(settings: Settings, plan: UpstreamPlan) -> UpstreamOptions:
     """How a group of upstreams is spoken to.
 
@@ -118,6 +132,9 @@ def differences(old: Plan, new: Plan) -> list[str]:
     return [
         *_changes("target", {**old.natives, **old.upstreams}, {**new.natives, **new.upstreams}),
         *_changes("model", old.names or {}, new.names or {}),
+        *_changes(
+            "key", {key.id: (hash, key) for hash, key in old.keys}, {key.id: (hash, key) for hash, key in new.keys}
+        ),
     ]
 
 
@@ -134,6 +151,9 @@ def _changes(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
 
 def _fields(old: Any, new: Any) -> str:
     """The fields that differ, if both are of one kind."""
+    if isinstance(old, tuple):
+        (old_hash, old), (new_hash, new) = old, new
+        return ", ".join((["hash"] if old_hash != new_hash else []) + ([_fields(old, new)] if old != new else []))
     if type(old) is not type(new):
         return "engine"
     return ", ".join(
@@ -168,7 +188,13 @@ def _of_file(settings: Settings, file: str) -> Plan:
             faults.append(document.fault(("targets", name), str(error)))
     if faults:
         raise ConfigError(file, faults)
-    return Plan(natives, upstreams, {name: model.leads_to for name, model in config.models.items()})
+    return Plan(
+        natives,
+        upstreams,
+        {name: model.leads_to for name, model in config.models.items()},
+        tuple(key.entry for key in config.keys),
+        config.limits,
+    )
 
 
 def _native(settings: Settings, name: str, target: NativeTarget | VllmTarget) -> Settings:
@@ -186,6 +212,11 @@ def _native(settings: Settings, name: str, target: NativeTarget | VllmTarget) ->
 
 def _missing_secrets(config: Config, document: Document) -> Iterator[Fault]:
     """Environment variables that should be there and aren't."""
+    if config.limits.redis_env is not None:
+        try:
+            secret("redis_env", config.limits.redis_env)
+        except SettingsError as error:
+            yield document.fault(("limits", "redis_env"), str(error))
     for name, target in config.targets.items():
         if isinstance(target, OpenAITarget):
             if target.api_key_env is not None:

@@ -33,7 +33,6 @@ from gateway.app import App
 from gateway.batches.service import Batches
 from gateway.fleet.worker_process import runtime_directory, worker_command
 from gateway.http_protocol import HttpProtocol
-from gateway.keys import Keys, client_keys
 from gateway.lane.protocol import close_idle, protocol
 from gateway.serving import Serving, StartError
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
@@ -179,9 +178,7 @@ class GatewayServer:
         self._settings = settings
         self._parent = parent
         self._listener = listener
-        self._context = Context(
-            max_queue=settings.max_queue, max_body=settings.max_body, keys=Keys(client_keys(settings))
-        )
+        self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body)
         self._display = display()
         self._serving = serving = Serving(settings, self._context, directory, command_of, self._display.show)
         app = App(self._context)

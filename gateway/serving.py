@@ -21,7 +21,7 @@ from gateway.fleet.worker_process import WorkerStartError
 from gateway.lane.lanes import Lanes
 from gateway.lane.placer import placing
 from gateway.lane.service import Passing
-from gateway.plan import Plan, UpstreamPlan, differences, make_plan, upstream_options
+from gateway.plan import Plan, UpstreamPlan, differences, keyring, make_plan, upstream_options
 from gateway.settings import Settings, SettingsError
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
@@ -225,6 +225,7 @@ class Serving:
     def _switch(self, plan: Plan, targets: dict[str, RunningTarget], passings: dict[str, Passing]) -> None:
         """From here on, all names lead to what a plan says."""
         self.plan, self._targets, self._passings = plan, targets, passings
+        self._context.keys = keyring(self._settings, plan)
         for name, upstream in plan.upstreams.items():
             passings[name].change(upstream.urls, upstream.file)
         context, names = self._context, plan.names

@@ -21,7 +21,7 @@ def test_an_example_is_right_and_says_how_to_serve_it(example: Path, monkeypatch
 
 
 def test_there_is_one_for_each_common_case() -> None:
-    assert [example.stem for example in EXAMPLES] == ["fleet", "local-and-remote", "one-model", "two-models"]
+    assert [example.stem for example in EXAMPLES] == ["fleet", "keys", "local-and-remote", "one-model", "two-models"]
 
 
 def test_the_simplest_one_is_served() -> None:

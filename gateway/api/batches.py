@@ -13,6 +13,8 @@ _encode = msgspec.json.Encoder().encode
 
 async def create_batch(context: Context, exchange: Exchange) -> None:
     """``POST /v1/batches``: answer the requests on the lines of a file, behind everybody who waits for an answer."""
+    if exchange.key.restricted:  # its lines would be asked for by nobody
+        raise errors.not_allowed("create batches: it is limited to some models, or in how much it may use")
     request = decoder.decode(await exchange.body(context.max_body))
     request.check()
     await exchange.reply(200, _encode(await context.batches_or_503().create(request)))

@@ -9,8 +9,8 @@ from gateway.api.response_store import ResponseStore
 from gateway.batches.service import Batches
 from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
-from gateway.keys import Keys
 from gateway.telemetry.metrics import Metrics
+from gateway.traffic.keys import ANYBODY, Key, Keyring
 from gateway.wire import errors
 
 _RETRY_LOST: Final = 2.0  # a dead worker's successor takes at least a second to come
@@ -44,12 +44,12 @@ class Context:
     """
 
     def __init__(
-        self, *, max_queue: int, max_body: int, metrics: Metrics | None = None, keys: Keys | None = None
+        self, *, max_queue: int, max_body: int, metrics: Metrics | None = None, keys: Keyring | None = None
     ) -> None:
         self.max_queue = max_queue
         self.max_body = max_body
         self.metrics = metrics or Metrics()
-        self.keys = keys or Keys()
+        self.keys = keys or Keyring()
         self.upstreams: Upstreams | None = None
         self.models: dict[str, ServedModel] = {}
         self.awaited: Collection[str] = ()
@@ -66,12 +66,13 @@ class Context:
         self.metrics.queued.set_function(lambda: self.queued)
         self.metrics.in_flight.set_function(lambda: self.in_flight)
 
-    def model(self, name: str) -> ServedModel:
-        """The model that clients call ``name``.
+    def model(self, name: str, key: Key = ANYBODY) -> ServedModel:
+        """The model that clients call ``name``, for who has this key.
 
         Raises:
-            ApiError: 404, there is no such model; 503, it is still being loaded.
+            ApiError: 403, it is not meant for that key; 404, there is no such model; 503, it is still being loaded.
         """
+        key.allow(name)
         found = self.models.get(name)
         if found is None:
             if self.upstreams is not None and name in self.upstreams.names():

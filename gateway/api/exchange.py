@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
+from gateway.traffic.keys import ANYBODY
 from gateway.wire import errors, sse
 
 Scope = MutableMapping[str, Any]
@@ -34,8 +35,9 @@ class Exchange:
 
     ``background`` is work that nobody waits for, such as a line of a batch. ``fault_body`` and ``fault_events`` say
     how an error is written before an answer has begun, and in the middle of a stream: OpenAI's way, unless the endpoint
-    has another. ``headers`` are those that the endpoint adds to its answer. ``model`` is what the metrics count it
-    under, ``status`` the answer's status (0 before there is one), ``params`` what the path's parameters stand for.
+    has another. ``headers`` are those that the endpoint adds to its answer. ``key`` is whose request it is, ``model``
+    what the metrics count it under, ``status`` the answer's status (0 before there is one), ``params`` what the path's
+    parameters stand for.
     """
 
     __slots__ = (
@@ -49,6 +51,7 @@ class Exchange:
         "fault_body",
         "fault_events",
         "headers",
+        "key",
         "method",
         "model",
         "params",
@@ -66,6 +69,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self.model = ""
+        self.key = ANYBODY
         self.status = 0
         self.complete = False
         self.background = bool(scope.get("state", {}).get("background"))

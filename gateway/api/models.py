@@ -11,13 +11,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def list_models(context: Context, exchange: Exchange) -> None:
-    """``GET /v1/models``: what is served here."""
-    await exchange.reply(200, _encode(ModelList([*map(_shown, context.models.values()), *_passed(context)])))
+    """``GET /v1/models``: what is served here, and meant for the client's key."""
+    models = [*map(_shown, context.models.values()), *_passed(context)]
+    await exchange.reply(200, _encode(ModelList([model for model in models if exchange.key.may_use(model.id)])))
 
 
 async def show_model(context: Context, exchange: Exchange) -> None:
     """``GET /v1/models/NAME``: one model of those served here. A name may have slashes in it."""
     name = exchange.params["model"]
+    exchange.key.allow(name)
     found = next((model for model in _passed(context) if model.id == name), None)
     await exchange.reply(200, _encode(found or _shown(context.model(name))))
 

@@ -10,13 +10,14 @@ import msgspec
 
 from engine.link import parse_address
 from gateway.config.document import Document, Fault, Path, read
+from gateway.config.keys import ApiKey, Counting, KeyLimits, wrong_counting, wrong_keys
 from gateway.config.structs import Config, Model, NativeTarget, OpenAITarget, Target, Variant, VllmTarget, decode_value
 from gateway.fleet.upstream.sources import parse_source
 from gateway.settings import SettingsError
 
 _ENGINES: Final[dict[str, type[Target]]] = {"native": NativeTarget, "vllm": VllmTarget, "openai": OpenAITarget}
+_WITHIN: Final[dict[type, type]] = {Model: Variant, ApiKey: KeyLimits}
 _LATER: Final[dict[str, str]] = {
-    "keys": "keys with limits are not there yet; --api-key-env takes keys for everything",
     "log": "the request log is not there yet",
     **dict.fromkeys(("weight", "sticky", "shadow", "fallback", "timeout", "rollout"), "this is not there yet"),
 }
@@ -52,9 +53,12 @@ def read_config(file: str) -> tuple[Config, Document]:
     faults = list(document.faults)
     if not faults:
         models, targets = _sections(document, faults)
+        keys, counting = _keys(document, faults)
         faults += _unlike(document, models, targets)
+        faults += wrong_keys(document, keys.items(), models)
+        faults += wrong_counting(document, counting)
         if not faults:
-            return Config(models=models, targets=targets), document
+            return Config(models=models, targets=targets, keys=tuple(keys.values()), limits=counting), document
     raise ConfigError(file, faults)
 
 
@@ -87,6 +91,19 @@ def _sections(document: Document, faults: list[Fault]) -> tuple[dict[str, Model]
     return models, targets
 
 
+def _keys(document: Document, faults: list[Fault]) -> tuple[dict[int, ApiKey], Counting]:
+    """The keys that are right in themselves, by their places, and where their limits are counted."""
+    top = document.value if isinstance(document.value, dict) else {}
+    said = top.get("keys") or []
+    if not isinstance(said, list):
+        faults.append(document.fault(("keys",), "keys are a list, such as [{id: team-a, hash: ...}]"))
+        return {}, Counting()
+    decoded = ((index, _decode(document, ("keys", index), value, ApiKey, faults)) for index, value in enumerate(said))
+    keys = {index: key for index, key in decoded if key is not None}
+    counting = _decode(document, ("limits",), top.get("limits") or {}, Counting, faults)
+    return keys, counting or Counting()
+
+
 def _kind(document: Document, path: Path, value: Any, faults: list[Fault]) -> "type[Target] | None":
     if not isinstance(value, dict):
         faults.append(document.fault(path, "a target is a mapping, such as {engine: native, model: ./model}"))
@@ -113,11 +130,10 @@ def _translated(document: Document, path: Path, kind: type, value: Any, error: m
     what, below = (found["what"], found["path"] or "") if found else (str(error), "")
     steps: list[str | int] = [int(index) if index else name for name, index in _STEP.findall(below)]
     if "..." in below:  # msgspec doesn't say which key: the first whose value is wrong
-        steps = _search(value, below)
+        steps = _search(kind, value, below)
     at = (*path, *steps)
     if field := re.fullmatch(r"Object contains unknown field `(.*)`", what):
-        fields = Variant.__struct_fields__ if steps else _fields(kind)
-        return document.fault((*at, field[1]), _unknown(field[1], fields))
+        return document.fault((*at, field[1]), _unknown(field[1], _fields(kind, steps)))
     if field := re.fullmatch(r"Object missing required field `(.*)`", what):
         return document.fault(at, f"{field[1]} is missing")
     if types := re.fullmatch(r"Expected `(.*?)`(.*?)(?:, got `(.*)`)?", what):
@@ -128,20 +144,24 @@ def _translated(document: Document, path: Path, kind: type, value: Any, error: m
     return document.fault(at, what[:1].lower() + what[1:])
 
 
-def _search(value: Any, below: str) -> list[str | int]:
-    """The path of the variant at fault."""
-    field = below.partition("[...]")[0].lstrip(".")
+def _search(kind: type, value: Any, below: str) -> list[str | int]:
+    """The path of the entry at fault in a mapping: that of the first one with which ``kind`` is wrong there."""
+    field, _, rest = below.partition("[...]")
+    field = field.lstrip(".")
     for name, one in (value.get(field) or {}).items():
         try:
-            msgspec.convert({"variants": {name: one}}, Model)
-        except msgspec.ValidationError:
-            return [field, name, *(name for name, _ in _STEP.findall(below.partition("[...]")[2]))]
+            msgspec.convert({**value, field: {name: one}}, kind, dec_hook=decode_value)
+        except msgspec.ValidationError as error:
+            if f"$.{field}[...]" in str(error):
+                return [field, name, *(name for name, _ in _STEP.findall(rest))]
     return [field]
 
 
-def _fields(kind: type) -> tuple[str, ...]:
-    names: tuple[str, ...] = kind.__struct_fields__  # type: ignore[attr-defined]
-    return ("engine", *names) if kind is not Model else names
+def _fields(kind: type, steps: list[str | int]) -> tuple[str, ...]:
+    """The fields that there are, of ``kind`` or of what it has at ``steps``."""
+    inner = _WITHIN.get(kind, kind) if steps else kind
+    names: tuple[str, ...] = inner.__struct_fields__  # type: ignore[attr-defined]
+    return ("engine", *names) if kind in _ENGINES.values() else names
 
 
 def _unknown(name: str, fields: Iterable[str]) -> str:

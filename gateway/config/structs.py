@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
+from gateway.config import keys
+from gateway.config.keys import ApiKey, Counting
 from gateway.settings import (
     Device,
     Dtype,
@@ -48,12 +50,18 @@ _PARSERS: Final[dict[type, Any]] = {
     Size: lambda text: Size(parse_size(text)),
     Seconds: lambda text: Seconds(parse_seconds(text)),
     Share: lambda text: Share(parse_share(text)),
+    **keys.PARSERS,
 }
-_EXAMPLES: Final[dict[type, list[Any]]] = {Size: ["2GiB"], Seconds: ["500ms", 1.5], Share: [0.9, "90%"]}
+_EXAMPLES: Final[dict[type, list[Any]]] = {
+    Size: ["2GiB"],
+    Seconds: ["500ms", 1.5],
+    Share: [0.9, "90%"],
+    **keys.EXAMPLES,
+}
 
 
 def decode_value(kind: type, value: Any) -> Any:
-    """A `Size`, `Seconds` or `Share` as msgspec wants it of a hook.
+    """A `Size`, `Seconds`, `Share` or one of `keys` as msgspec wants it of a hook.
 
     Raises:
         ValueError: ``value`` is none; the message says what would be right.
@@ -186,6 +194,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     models: Annotated[dict[str, Model], Meta(description="the names that clients send")]
     targets: Annotated[dict[str, Target], Meta(description="where answers come from, by names of their own")]
+    keys: Annotated[tuple[ApiKey, ...], Meta(description="who may ask; default: everybody")] = ()
+    limits: Annotated[Counting, Meta(description="where the limits of keys are counted")] = Counting()
 
 
 def schema() -> dict[str, Any]:

@@ -189,12 +189,13 @@ class Exchange:
         context = lanes.context
         if context.draining:
             raise errors.shutting_down()
-        context.keys.check(self.head.authorization)
+        key = context.keys.check(self.head.authorization)
         body = self.body
         skimmed = self._skimmed or skim(body)
         model = skimmed.model
+        key.allow(model)
         self._lane = lane = lanes.route(model)
-        if lane.passes_keys:
+        if lane.passes_keys and not context.keys:
             self._forwarded += self.head.key
         self.model = model
         self.label = model if lane.named else ""  # names that clients make up are no labels

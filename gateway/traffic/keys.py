@@ -92,8 +92,17 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ApiError: 403, whether there is such a model or not.
         """
-        if self.models is not None and model not in self.models:
+        if not self.may_use(model):
             raise errors.model_not_allowed(model)
+
+    def may_use(self, model: str) -> bool:
+        """Whether requests for ``model`` pass, if there is one."""
+        return self.models is None or model in self.models
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there is any model or any amount that is too much for it."""
+        return self.models is not None or bool(self.limits) or any(self.model_limits.values())
 
     def accounts(self, model: str) -> tuple[Account, ...]:
         """Where a request for ``model`` counts; nowhere if nothing is limited."""
@@ -103,7 +112,12 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ANYBODY: Final = Key(id="", admin=True)
-"""Who asks where no keys are needed."""
+"""Who may ask for everything: the whole world where no keys are needed, and who has one from the environment."""
+
+
+def plain_keys(keys: Iterable[str]) -> list[tuple[KeyHash, Key]]:
+    """Keys as they are sent, each of which may do everything, as keyrings have them."""
+    return [(KeyHash("", _digest(key.encode(), "")), ANYBODY) for key in keys]
 
 
 class Keyring:
@@ -126,11 +140,6 @@ class Keyring:
         self._latest = secrets.token_bytes(32)  # the header that was accepted last; at first, one that nobody knows
         self._latest_key = ANYBODY
         self._clock = clock
-
-    @classmethod
-    def of(cls, keys: Iterable[str]) -> "Keyring":
-        """One of keys as they are sent, each of which may do everything."""
-        return cls((KeyHash("", _digest(key.encode(), "")), Key(id="", admin=True)) for key in keys)
 
     def __bool__(self) -> bool:
         return bool(self._known)

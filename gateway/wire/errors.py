@@ -31,6 +31,7 @@ ERROR_CODES: Final[dict[str, str]] = {
     "overloaded": "The queue is full; the `Retry-After` header says when to try again, in seconds.",
     "invalid_api_key": "No API key was sent, none that is known here, or one that has expired.",
     "model_not_allowed": "The API key may not ask for that model, whether there is one or not.",
+    "not_allowed": "The API key may not do that, whatever the model is; the message says what.",
     "rate_limit_exceeded": "A limit of the API key is reached; `Retry-After` says when to try again.",
     "insufficient_quota": "The API key's tokens of the day are used up; `Retry-After` says when there are new ones.",
     "bad_upstream": "The upstream answered with something that is no answer, or broke off in the middle of one.",
@@ -270,6 +271,11 @@ def invalid_key(message: str) -> ApiError:
 def model_not_allowed(model: str) -> ApiError:
     """403: the client may not ask for ``model``; it is not told whether there is one."""
     return ApiError(403, f"This API key may not use the model '{model}'.", code="model_not_allowed", param="model")
+
+
+def not_allowed(what: str) -> ApiError:
+    """403: the client may not do ``what``."""
+    return ApiError(403, f"This API key may not {what}.", code="not_allowed")
 
 
 def bad_upstream(message: str) -> ApiError:

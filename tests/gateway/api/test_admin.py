@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gateway.api.context import ReloadError
-from gateway.keys import Keys
+from gateway.traffic.keys import Keyring, plain_keys
 from tests.gateway.harness import run, serving
 
 
@@ -25,7 +25,7 @@ def test_a_reload_says_what_it_changed_or_why_it_did_not(model_folder: Path) -> 
             refused = await gateway.post("/admin/reload", b"")
             assert (refused.status, refused.json["error"]["code"]) == (422, "invalid_configuration")
             assert refused.json["error"]["message"] == "Nothing has changed: penstock.yaml:3: models is missing"
-            gateway.context.keys = Keys(["sk"])
+            gateway.context.keys = Keyring(plain_keys(["sk"]))
             assert (await gateway.post("/admin/reload", b"")).status == 401
 
     run(scenario())

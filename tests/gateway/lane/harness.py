@@ -12,12 +12,12 @@ from gateway.api.context import Context
 from gateway.app import App
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.fleet.upstream.target import Target
-from gateway.keys import Keys
 from gateway.lane.lanes import Lanes
 from gateway.lane.placing import Placing
 from gateway.lane.protocol import protocol
 from gateway.lane.service import Passing
 from gateway.server import http_config, listen
+from gateway.traffic.keys import Keyring, plain_keys
 from tests.gateway.harness import Answer, read_answer, request_bytes
 from tests.gateway.lane.upstream import Upstream
 
@@ -123,7 +123,7 @@ async def lane(
 
     ``model`` is what they call theirs. Requests for the models ``here`` go to ``app``.
     """
-    context = Context(max_queue=max_queue, max_body=max_body, keys=Keys(keys))
+    context = Context(max_queue=max_queue, max_body=max_body, keys=Keyring(plain_keys(keys)))
     urls = [one if isinstance(one, str) else one.url for one in upstreams]
     passing = Passing(
         context, urls, file, UpstreamOptions(**FAST | options), models=models, placing=placing, model=model
