@@ -186,6 +186,7 @@ class AnswerSoFar:
     def begin(self, kind: Continues) -> None:
         """An upstream of this ``kind`` begins with the answer."""
         self.kind, self.complete, self.fault = kind, False, None
+        self._asking = b""  # as long as the request itself
 
     def take(self, data: bytes) -> bytes:
         """Whole events came: what of them the client should see. With a `fault`, what came before it."""

@@ -12,6 +12,8 @@ from math import inf
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.target import Target
 from gateway.lane.fingerprints import PIECE_ENDS
@@ -62,14 +64,14 @@ class Precise(CacheAware):
     def with_tokens(self, prompt: Prompt, tokens: Sequence[int], salt: str = "") -> Prompt:
         """``prompt``, of which the tokens are known."""
         ids, before = array("q", tokens), root(salt=salt)
-        chains = {size: chain(token_chain(ids, size, before)) for size in self._indexes}
-        return prompt._replace(tokens=len(ids), chains=chains)
+        chains = {size: chain(token_chain(ids, size, before)) for size in self._indexes} if ids else {}
+        return msgspec.structs.replace(prompt, tokens=len(ids), chains=chains)
 
     def choose(self, targets: list[Target], prompt: Prompt, now: float) -> Target:
-        self.believed = 0
-        self._settle(now)
-        if not prompt.chains or not prompt.tokens:
+        if not prompt.chains:  # as cheap as can be: nobody tells anything here, or nothing is known of this prompt
+            self.believed = 0
             return super().choose(targets, prompt, now)
+        self._settle(now)
         hits = self._hits(prompt)
         text = self._index.match(prompt.chain) if len(prompt.chain) else {}
         bytes_per_token = prompt.size / prompt.tokens
@@ -91,6 +93,8 @@ class Precise(CacheAware):
 
     def sent(self, connection: Connection, prompt: Prompt) -> None:
         super().sent(connection, prompt)
+        if not prompt.chains:
+            return
         name = connection.target.name
         size = self._blocks_of.get(name)
         blocks = prompt.chains.get(size) if size is not None else None
