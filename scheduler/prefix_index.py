@@ -170,10 +170,11 @@ class PrefixIndex:
         """As `match`, in pairs: so many leading blocks, and the set (see `workers`) of who has these and no more."""
         if not self._used or not len(blocks):
             return []
-        loops, (hashes, known, second) = self._loops, self._views
-        pairs = loops.ends(hashes, known, second, len(hashes) - 1, self._loopable(blocks), len(blocks), self._found)
-        found: list[int] = self._found[: 2 * pairs].tolist()
-        return found
+        hashes, known, second = self._views
+        out = self._found
+        packed = blocks if type(blocks) is array else self._loopable(blocks)
+        pairs = self._loops.ends(hashes, known, second, len(hashes) - 1, packed, len(blocks), out)
+        return out[: 2 * pairs].tolist()  # type: ignore[no-any-return]
 
     def workers(self, bits: int) -> tuple[str, ...]:
         """The names of a set of workers. There are few sets: what was found is kept."""
@@ -193,14 +194,15 @@ class PrefixIndex:
             return
         held = self._held[worker]
         stop = min(len(blocks), held.limit)
-        self._reserve(stop)
+        if self._used + stop > self._most:
+            self._reserve(stop)
         hashes, known, second = self._views
         counts = held.counts
         before = counts[0]
+        packed = blocks if type(blocks) is array else self._loopable(blocks)
         held.hand = self._loops.remember(
-            hashes, known, second, len(hashes) - 1, self._loopable(blocks), 0, stop, held.bit, counts, held.ring,
-            held.hand,
-        )  # fmt: skip
+            hashes, known, second, len(hashes) - 1, packed, 0, stop, held.bit, counts, held.ring, held.hand
+        )
         self._used += int(counts[0] - before)
 
     def settled(self, worker: str, blocks: Chain, hit: int = 0) -> None:

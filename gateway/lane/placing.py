@@ -9,7 +9,10 @@ other policies are that one's, by `gateway.lane.placer`.
 
 from collections.abc import Mapping
 from math import inf
-from typing import Any, Final, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+import msgspec
 
 from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.target import Target
@@ -26,7 +29,7 @@ PER_REQUEST: Final = 512
 """Bytes of prompt: what a request under way slows another one's prefill down by."""
 
 
-class Prompt(NamedTuple):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What placement may know of a request: its length in bytes, its fingerprints, its session ("" for none).
 
     Where its tokens are known, how many there are, and the hashes of their blocks for each size of blocks.
@@ -36,7 +39,7 @@ class Prompt(NamedTuple):
     chain: Any
     session: str
     tokens: int = 0
-    chains: Mapping[int, Any] = {}
+    chains: Mapping[int, Any] = MappingProxyType({})
 
 
 NO_PROMPT: Final = Prompt(0, NONE, "")

@@ -7,7 +7,7 @@ pretend to be them.
 """
 
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -65,7 +65,7 @@ def renamed(body: bytes, model: str) -> bytes:
     return b"%b%b%b" % (body[:start], _encode(model), body[start + len(old) :])
 
 
-class Tally(NamedTuple):
+class Tally(msgspec.Struct, frozen=True, gc=False):
     """What an answer says of itself; 0 and "" where it says nothing."""
 
     prompt_tokens: int = 0

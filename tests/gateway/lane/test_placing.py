@@ -23,7 +23,7 @@ TEXT = random.Random(1).randbytes(200_000)
 
 
 def prints(text: bytes, seed: int = 0) -> list[int]:
-    return [int(one) for one in fingerprints(memoryview(text), seed)]
+    return [int(one) for one in fingerprints(text, seed)]
 
 
 @given(st.integers(0, 200_000), st.integers(0, 200_000))
@@ -58,7 +58,7 @@ class Fleet:
             self.placing.added(target)
 
     def send(self, text: bytes, session: str = "", now: float = 1.0) -> Connection:
-        prompt = Prompt(len(text), fingerprints(memoryview(text)), session)
+        prompt = Prompt(len(text), fingerprints(text), session)
         target = self.placing.choose(self.targets, prompt, now)
         connection = Connection(target)
         target.in_flight += 1
