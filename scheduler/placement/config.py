@@ -21,7 +21,7 @@ class PlacementConfig:
         kv_share: and whose KV cache it would not fill beyond this.
         patience: a held request that has waited so long for room in a worker's KV keeps others from taking it.
         quantum: seconds of prefill that a tenant may get ahead of another one that waits.
-        window: held requests that are looked at in one decision, for each worker.
+        window: so many held requests in a row that found no worker, and none behind them is tried.
         refresh: for so long, what the index said about a held request is good enough.
         step: how long a worker's steps last while there is prefill to do.
         settle: so long after a first token, what a placement was expected to leave in the cache must be confirmed.
@@ -37,7 +37,7 @@ class PlacementConfig:
     kv_share: float = 0.95
     patience: float = 0.5
     quantum: float = 2.0
-    window: int = 4
+    window: int = 32
     refresh: float = 0.05
     step: float = 0.25
     settle: float = 1.0

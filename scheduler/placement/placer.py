@@ -29,6 +29,10 @@ _RETRY = 1.0
 _SOON = 5e-3
 # Seconds from one look at how fast the workers are to the next.
 _POOLING = 0.25
+# So many comparisons of a job and a worker are made at any event; for each further one, planning rests for so many
+# seconds, twice or four times what it took: a long queue in front of many workers can't take a whole core.
+_COMPARISONS = 512
+_REST = 4e-6
 # So many jobs that don't fit a worker's KV, and none behind them is tried.
 _TRIES = 4
 
@@ -64,6 +68,9 @@ class Placer:
         # Something happened since the last decision; and when to decide anyway.
         self._changed = True
         self._look_at = inf
+        # Comparisons in this decision, and until when they were enough.
+        self._compared = 0
+        self._rested = -inf
         self._pooled = -inf
         self._use = 0.0
         self._used_at = 0.0
@@ -116,6 +123,7 @@ class Placer:
         worker = self.workers[name]
         worker.ready = ready
         worker.weight = min(max(weight, _LEAST_WEIGHT), 1.0)
+        worker.changed()
         self._changed = True
 
     def report(self, name: str, report: Report, now: float) -> None:
@@ -193,7 +201,7 @@ class Placer:
         """Which of the jobs that arrived go where, now. To be asked after whatever has happened, and at `next_look`."""
         if self._unsettled:
             self._settle(now)
-        if not self._waiting or (not self._changed and now < self._look_at):
+        if not self._waiting or now < self._rested or (not self._changed and now < self._look_at):
             return []
         self._changed = False
         workers = [worker for worker in self.workers.values() if worker.ready]
@@ -205,6 +213,8 @@ class Placer:
         if self._policy.holds:
             decisions = [*self._refuse(workers, now), *self._release(workers, now)]
             self._look_at = self._when_to_look(workers, now)
+            self._rested = now + max(0, self._compared - _COMPARISONS) * _REST
+            self._compared = 0
             return decisions
         decisions = []
         nothing = dict.fromkeys(self.workers, 0.0)
@@ -220,7 +230,9 @@ class Placer:
 
     def next_look(self, now: float) -> float | None:
         """When to `decide` although nothing happens: a worker will have next to nothing left to do. None: never."""
-        return self._look_at if self._waiting and self._look_at < inf else None
+        resting = self._changed and now < self._rested
+        look_at = self._rested if resting else max(self._look_at, self._rested)
+        return look_at if self._waiting and look_at < inf else None
 
     def _when_to_look(self, workers: list[Worker], now: float) -> float:
         limit = self.config.work_left
@@ -231,41 +243,56 @@ class Placer:
         """Plan those that wait, the next one first, and send those whose worker is about to have nothing to do."""
         config, price = self.config, self.price
         planned = dict.fromkeys([worker.name for worker in workers], 0.0)
-        free = {worker.name for worker in workers if worker.soonest() < config.work_left}
+        free = {worker.name: worker for worker in workers if worker.soonest() < config.work_left}
         full = dict.fromkeys(free, 0)
-        if not free:
-            return
-        for entry in self._in_order(config.window * len(workers)):
-            able = self._able(entry.job, workers)
+        tries = 0
+        for entry in self._in_order():
+            if not free or tries == config.window:
+                return
+            tries += 1
+            able = self._able(entry.job, self._better(entry, free, workers, now))
+            self._compared += len(able)
             if not able:
                 continue
-            if now - entry.looked > config.refresh:
-                self._queue.remove(entry)
-                self._look(entry, now)
-                self._queue.add(entry)
             best, hit, wait = self._choose(entry, able, planned, price)
             name = best.name
             seconds = best.seconds(entry.job.prompt_tokens, hit)
             if name not in free or wait >= config.work_left:
                 planned[name] += seconds
-                continue
-            if best.fits(entry.job.prompt_tokens - hit + entry.job.output_tokens, config.kv_share):
+            elif best.fits(entry.job.prompt_tokens - hit + entry.job.output_tokens, config.kv_share):
                 yield self._send(entry, best, hit, wait + seconds, now)
+                tries = 0
                 if best.soonest() >= config.work_left:
-                    free.discard(name)
+                    del free[name]
             else:
                 planned[name] += seconds
                 full[name] += 1
                 if full[name] == _TRIES or now - entry.job.arrival > config.patience:
-                    free.discard(name)
-            if not free:
-                return
+                    del free[name]
 
-    def _in_order(self, most: int) -> list[Waiting]:
+    def _better(self, entry: Waiting, free: dict[str, Worker], workers: list[Worker], now: float) -> list[Worker]:
+        """The workers that come into question: those that are free, and others if they have more cached than these."""
+        if now - entry.looked > self.config.refresh:
+            self._queue.remove(entry)
+            self._look(entry, now)
+            self._queue.add(entry)
+        hits = entry.hits
+        if not hits or len(free) == len(workers):
+            return list(free.values())
+        most = max([hits.get(name, 0) for name in free])
+        busy = [worker for name, hit in hits.items() if hit > most and name not in free and (worker := self._at(name))]
+        return [*free.values(), *busy]
+
+    def _at(self, name: str) -> Worker | None:
+        """The worker of that name, if it is there yet and takes requests."""
+        worker = self.workers.get(name)
+        return worker if worker is not None and worker.ready else None
+
+    def _in_order(self) -> list[Waiting]:
         """Those that wait, the next one first; before all, now and then, who came first."""
-        order = list(islice(self._queue.ordered(), most))
+        order = list(islice(self._queue.ordered(), self.config.window * (1 + len(self.workers))))
         oldest = next(iter(self._waiting.values()), None)
-        if oldest is not None and self._owed >= oldest.work and oldest.job.priority >= order[0].job.priority:
+        if oldest is not None and order and self._owed >= oldest.work and oldest.job.priority >= order[0].job.priority:
             return [oldest, *(one for one in order if one is not oldest)]
         return order
 

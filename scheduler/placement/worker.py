@@ -19,6 +19,8 @@ _BOAST = 4.0
 # So many times slower or faster than the others, and a worker is another machine.
 _UNLIKE = 3.0
 _MOST_SLOWED = 5.0
+# So many seconds, and what was reckoned of a worker is good enough if nothing happened there.
+_FRESH = 5e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,7 @@ class Worker:
     __slots__ = (
         "_backlog",
         "_busy",
+        "_changed",
         "_context",
         "_decoding",
         "_done",
@@ -102,6 +105,7 @@ class Worker:
         "_more",
         "_pace",
         "_reading",
+        "_reckoned",
         "_slowed",
         "_unseen",
         "info",
@@ -142,6 +146,9 @@ class Worker:
         self._more = 0.0
         # Jobs that the last report doesn't know of.
         self._unseen: dict[int | str, Sent] = {}
+        # Something happened since it was last reckoned; and when that was.
+        self._changed = True
+        self._reckoned = now
 
     @property
     def name(self) -> str:
@@ -212,6 +219,10 @@ class Worker:
         Steps last ``step`` seconds while there is prefill to do, and decodes have their share of each, so prefill has
         what is left. ``weight`` is that of a second of decoding.
         """
+        if not self._changed and (not self._backlog or now - self._reckoned < _FRESH):
+            return
+        self._changed = False
+        self._reckoned = now
         speed, decoding = self.speed, self.decoding
         self._reading = weight * speed.context
         slowed = 1.0
@@ -238,6 +249,10 @@ class Worker:
         """How many prompts that it has would wait for one of so many seconds."""
         return self._backlog.overtaken(seconds)
 
+    def changed(self) -> None:
+        """Its speed or weight is another."""
+        self._changed = True
+
     def _said(self) -> float:
         """What it says it has to do, and what it can't know of yet; 0 if it doesn't say."""
         said = self.said
@@ -249,6 +264,7 @@ class Worker:
 
     def take(self, sent: Sent) -> None:
         """A job goes there now."""
+        self._changed = True
         self._count(sent.at)
         self.sent[sent.job.uid] = self._unseen[sent.job.uid] = sent
         self._backlog.add(sent, sent.at)
@@ -261,6 +277,7 @@ class Worker:
         sent = self.sent[uid]
         if sent.begun:
             return
+        self._changed = True
         sent.begun = True
         self._decoding += 1
         self._context += sent.job.prompt_tokens
@@ -270,6 +287,7 @@ class Worker:
     def produced(self, uid: int | str, tokens: int) -> None:
         """So many tokens of a job's answer have come, all together."""
         sent = self.sent[uid]
+        self._changed = True
         more = tokens - sent.produced
         self.need -= sent.need
         sent.produced = tokens
@@ -280,6 +298,7 @@ class Worker:
     def ended(self, uid: int | str, now: float) -> Sent:
         """A job has ended, whatever the end."""
         sent = self.sent.pop(uid)
+        self._changed = True
         self._unseen.pop(uid, None)
         self.need -= sent.need
         if sent.begun:
@@ -291,6 +310,7 @@ class Worker:
 
     def report(self, report: Report, now: float) -> None:
         """It says how it is."""
+        self._changed = True
         self.said = report
         looked = now - report.age
         self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
@@ -335,4 +355,5 @@ def pool(workers: Sequence[Worker]) -> None:
     for worker, token in zip(workers, seen, strict=True):
         times = token / usual if token else 1.0
         alike = 1 / _UNLIKE <= times <= _UNLIKE
+        worker.changed()
         worker.speed = speed if alike else speed._replace(token=times * speed.token, pair=times * speed.pair)

@@ -72,6 +72,7 @@ def test_prefill_is_slower_beside_decodes() -> None:
     assert worker.seconds(1000, 0) == pytest.approx(0.2)
     assert worker.reading(200) == pytest.approx(0.5 * 1e-5 * (1000 + 5 * 200))
     worker.weight = 0.5
+    worker.changed()
     worker.reckon(0.05, 0.5, 0.0)
     assert worker.seconds(1000, 0) == pytest.approx(0.4)
     worker.report(Report(decoding=5, context=100_000), 0.0)
