@@ -2,26 +2,36 @@
 
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.link import Failed, Output, Sampling, Submit
 from tests.engine.link_client import LinkClient, start_worker, tokens_of
+from tests.models import llama_folder
 
 PROMPT = list(range(40, 70))
 COUNT = 24
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkClient]:
-    """Of the demo model."""
-    path = tmp_path_factory.mktemp("worker") / "w.sock"
-    with start_worker(None, path, "--dtype", "float32", "--kv-memory", "16MiB") as process:
+@contextmanager
+def worker(folder: Path, model: Path | None, *options: str) -> Iterator[LinkClient]:
+    path = folder / "w.sock"
+    with start_worker(model, path, "--kv-memory", "16MiB", *options) as process:
         with LinkClient(path, process) as client:
             client.hello()
             yield client
         process.terminate()
         assert process.wait(20) == 0
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkClient]:
+    """Of the demo model."""
+    with worker(tmp_path_factory.mktemp("worker"), None, "--dtype", "float32") as client:
+        yield client
 
 
 def ask(client: LinkClient, number: int, tokens: list[int], sampling: Sampling, answered: int = 0) -> list[Output]:
@@ -64,6 +74,34 @@ def test_it_goes_on_as_if_nothing_had_happened(client: LinkClient, case: str, cu
     theirs = [(logprob, entropy) for output in rest for logprob, entropy in _scores(output)]
     assert theirs == [pytest.approx(score, abs=1e-3) for score in ours]
     assert [output.top_tokens for output in rest] == [output.top_tokens for output in whole[cut:]]
+
+
+ROUNDED = {"bfloat16": ["--dtype", "bfloat16"], "int8": ["--dtype", "bfloat16", "--quantization", "int8"]}
+
+
+@pytest.mark.parametrize("options", ROUNDED.values(), ids=ROUNDED)
+def test_rounding_makes_no_difference(tmp_path: Path, options: list[str]) -> None:
+    """What was drawn one by one is computed as a prompt here, with the same bits in bfloat16 and int8."""
+    with worker(tmp_path, None, *options) as client:
+        for number, case in enumerate(("greedy", "seeded")):
+            whole = ask(client, 10 * number, PROMPT, CASES[case])
+            tokens = tokens_of(whole)
+            for cut in (1, 14):
+                rest = ask(client, 10 * number + 1 + cut % 9, PROMPT + tokens[:cut], CASES[case], cut)
+                assert tokens_of(rest) == tokens[cut:]
+                assert [_scores(output) for output in rest] == [_scores(output) for output in whole[cut:]]
+
+
+def test_it_goes_on_after_thousands_of_tokens(tmp_path: Path) -> None:
+    model = llama_folder(tmp_path / "llama")
+    prompt = [3 + number * number % 300 for number in range(2500)]
+    with worker(tmp_path, model, "--dtype", "bfloat16") as client:
+        for number, case in enumerate(("greedy", "seeded")):
+            sampling = msgspec.structs.replace(CASES[case], max_tokens=60)
+            tokens = tokens_of(ask(client, 10 * number, prompt, sampling))
+            assert len(tokens) == 60
+            rest = ask(client, 10 * number + 1, prompt + tokens[:40], sampling, 40)
+            assert tokens_of(rest) == tokens[40:]
 
 
 def _scores(output: Output) -> list[tuple[float, float]]:

@@ -66,6 +66,23 @@ def test_a_sequence_gets_the_same_bits_in_any_batch() -> None:
         assert torch.equal(single, whole[begin:end])
 
 
+@both_dtypes
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 7])
+def test_a_token_gets_the_same_bits_in_a_prompt_and_decoded(dtype: torch.dtype, group: int) -> None:
+    """So an answer that goes on elsewhere, its beginning computed as a prompt, is what it would have been."""
+    count = 19
+    made = reference.inputs([(count, 37)], 2 * group, 2, 16, 4, dtype, 5)
+    whole = numba.paged_attention(made.query, made.cache, made.batch, window=0, scale=0.25)
+    for row in range(count):
+        alone = reference.AttentionMetadata(
+            query_starts=torch.tensor([0, 1], dtype=torch.int32),
+            context_lengths=made.batch.context_lengths - count + 1 + row,
+            block_tables=made.batch.block_tables,
+        )
+        one = numba.paged_attention(made.query[row : row + 1], made.cache, alone, window=0, scale=0.25)
+        assert torch.equal(one, whole[row : row + 1])
+
+
 def test_large_scores_do_not_overflow() -> None:
     made = reference.inputs([(3, 50)], 2, 2, 16, 16, torch.float32, 6)
     actual = numba.paged_attention(made.query, made.cache, made.batch, window=0, scale=1e3)
