@@ -11,6 +11,7 @@ import httpx2
 import openai
 import pytest
 
+from penstock import main
 from tests.gateway.fleet.processes import PATIENCE, Serve, start
 from tests.gateway.harness import run
 from tests.gateway.lane.upstream import Talk, Upstream, obliging
@@ -218,11 +219,10 @@ def test_several_processes_read_the_file_again(tmp_path: Path) -> None:
     ],
 )
 def test_it_does_not_start_with_what_is_wrong(
-    tmp_path: Path, text: str | None, words: tuple[str, ...], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, words: tuple[str, ...], said: str
 ) -> None:
     file = tmp_path / "penstock.yaml"
     if text is not None:
         file.write_text(text)
-    process = start("serve", "--port", "0", "--config", str(file), *words, state=tmp_path)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and said in err
+    assert main(["serve", "--port", "0", "--config", str(file), *words]) == 2
+    assert said in capsys.readouterr().err
