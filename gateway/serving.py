@@ -73,6 +73,7 @@ class Serving:
         self._numbers: dict[str, int] = {}
         self._folders = 0
         self._changing = asyncio.Lock()
+        self._begun = False
         self._failed: asyncio.Future[None] | None = None
         self.plan = Plan()
         plan = make_plan(settings)
@@ -113,7 +114,8 @@ class Serving:
         here = [one for one in everything if _starts_here(one)]
         await asyncio.gather(*(one.ready() for one in here))
         elsewhere = [asyncio.create_task(one.ready()) for one in everything if one not in here]
-        if not elsewhere:
+        self._begun = not elsewhere
+        if self._begun:
             return
         try:
             if not here:
@@ -121,6 +123,7 @@ class Serving:
             done, _ = await asyncio.wait(elsewhere, timeout=_ELSEWHERE_WITHIN)
             for task in done:
                 task.result()
+            self._begun = True
         finally:
             for task in elsewhere:
                 task.cancel()
@@ -174,6 +177,8 @@ class Serving:
         Raises:
             ReloadError: it is wrong, or what it asks for can't be started; nothing has changed then.
         """
+        if not self._begun:
+            raise ReloadError("the server is still starting")
         async with self._changing:
             try:
                 plan = make_plan(self._settings)

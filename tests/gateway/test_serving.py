@@ -82,6 +82,8 @@ def test_a_worker_that_never_answers_ends_the_start(tmp_path: Path) -> None:
         context = Context(max_queue=10, max_body=1000)
         made = Serving(Settings(config=str(file)), context, tmp_path, lambda *_: [sys.executable, "-c", "exit(7)"])
         assert context.not_ready is not None and context.names() == []
+        with pytest.raises(ReloadError, match="still starting"):
+            await made.reload()
         with pytest.raises(Exception, match="target a: the worker exited with status 7"):
             await made.run()
 
