@@ -238,6 +238,8 @@ class LaneProtocol(HttpProtocol):
         """Close a connection on which nothing has come for more than ``limit`` seconds."""
         if self._running is not None or self._incoming is not None or self._in_head or not self._idle_since:
             return
+        if self.timeout_keep_alive_task is not None:
+            return  # the last answer was uvicorn's, and so is the clock
         if now - self._idle_since > limit and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
 

@@ -3,10 +3,12 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from time import perf_counter
 from typing import Any
 
 import pytest
 
+from gateway.lane.protocol import close_idle
 from tests.gateway.harness import read_answer, request_bytes, run
 from tests.gateway.lane.harness import CHAT, chat, lane, until
 from tests.gateway.lane.upstream import Upstream
@@ -192,6 +194,28 @@ def test_without_upstreams_nothing_is_read_before_the_application_has_it() -> No
             assert here.bodies == []
             writer.write(message[-5:])
             assert (await read_answer(reader)).json["size"] == len(body)
+            writer.close()
+
+    run(scenario())
+
+
+def test_a_connection_is_idle_since_its_last_answer_whoever_gave_it() -> None:
+    async def scenario() -> None:
+        async with Upstream() as upstream, lane(upstream, app=Here(), here=["ours"]) as gateway:
+            reader, writer = await gateway.connect()
+            for body in (chat(), for_here()):
+                writer.write(request_bytes("POST", CHAT, body))
+                await read_answer(reader)
+            close_idle(gateway.state.connections, perf_counter() + 80, 75)  # uvicorn's own timer will do that
+            await asyncio.sleep(0.01)
+            assert not reader.at_eof()
+            writer.write(request_bytes("POST", CHAT, chat()))
+            await read_answer(reader)
+            close_idle(gateway.state.connections, perf_counter() + 70, 75)
+            await asyncio.sleep(0.01)
+            assert not reader.at_eof()
+            close_idle(gateway.state.connections, perf_counter() + 80, 75)
+            assert await reader.read() == b""
             writer.close()
 
     run(scenario())
