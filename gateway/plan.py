@@ -33,6 +33,8 @@ _RENAMED: Final = {
     "upstream_tokenizer": "tokenizer",
 }  # fmt: skip
 
+_ADAPTER: Final = "adapter"  # what a target's only one is called, between gateway and workers
+
 
 class UpstreamPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A group of OpenAI-compatible servers. ``model`` is what they call it; None: what the client does."""
@@ -207,6 +209,7 @@ def _native(settings: Settings, name: str, target: NativeTarget | VllmTarget) ->
     if isinstance(target, VllmTarget):
         arguments = target.vllm_args
         said |= {"engine": "vllm", "vllm_args": msgspec.json.encode(arguments).decode() if arguments else None}
+        said["adapter"] = (f"{_ADAPTER}={target.adapter}",) if target.adapter is not None else ()
     return msgspec.structs.replace(settings, served_model_name=name, **said)
 
 

@@ -148,6 +148,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             extra={"metavar": "JSON"},
         ),
     ] = None
+    adapter: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="with --engine vllm: load this LoRA adapter (a folder in PEFT's format) into every worker, and "
+            "serve it under a name of its own; may be given several times",
+            extra={"metavar": "NAME=FOLDER", "repeat": True},
+        ),
+    ] = ()
     device: Annotated[Device, Meta(description="where the model runs; auto takes a GPU where there is one")] = "auto"
     dtype: Annotated[
         Dtype,
@@ -406,6 +414,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsError(f"{flag(name)} must be at least 1, not {value}")
         if self.worker:
             _check_workers(self)
+        if self.adapter:
+            _check_adapters(self)
         for name in ("ttft", "tpot", "worker_timeout", "max_wait"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -433,6 +443,26 @@ def _check_upstreams(upstreams: tuple[str, ...]) -> None:
             parse_source(one)
         except ValueError as error:
             raise SettingsError(f"--upstream {error}") from None
+
+
+def parse_adapter(text: str) -> tuple[str, str]:
+    """Name and folder of ``NAME=FOLDER``.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    name, _, folder = text.partition("=")
+    if not name.strip() or not folder.strip():
+        raise SettingsError(f"--adapter {text!r} is none: write NAME=FOLDER, such as legal=./adapters/legal")
+    return name, folder
+
+
+def _check_adapters(settings: "Settings") -> None:
+    if settings.engine == "native" and not settings.worker:
+        raise SettingsError("--adapter needs --engine vllm: Penstock's own engine has no adapters")
+    names = [parse_adapter(one)[0] for one in settings.adapter]
+    if len(set(names)) < len(names) or settings.served_model_name in names:
+        raise SettingsError("--adapter: each adapter needs a name of its own")
 
 
 def _check_workers(settings: Settings) -> None:
@@ -488,7 +518,7 @@ def from_args(args: argparse.Namespace) -> Settings:
         SettingsError: a value makes no sense.
     """
     found: dict[str, Any] = {name: getattr(args, name) for name in Settings.__struct_fields__}
-    for name in ("upstream", "worker"):
+    for name in ("upstream", "worker", "adapter"):
         found[name] = tuple(found[name] or ())
     return Settings(**found)
 

@@ -31,4 +31,4 @@ def _passed(context: Context) -> list[Model]:
 
 
 def _shown(model: ServedModel) -> Model:
-    return Model(model.name, model.created, model.max_model_len)
+    return Model(model.name, model.created, model.max_model_len, parent=model.parent or None)

@@ -125,6 +125,9 @@ class VllmTarget(_Workers, frozen=True, kw_only=True, forbid_unknown_fields=True
     vllm_args: Annotated[
         dict[str, Any] | None, Meta(description="more of vLLM's own engine arguments, such as tensor_parallel_size: 2")
     ] = None
+    adapter: Annotated[
+        str | None, Meta(description="serve the model with this LoRA adapter, a folder in PEFT's format")
+    ] = None
 
 
 class OpenAITarget(

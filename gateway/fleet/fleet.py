@@ -9,6 +9,7 @@ first (`gateway.fleet.health`).
 """
 
 import asyncio
+import copy
 import logging
 import math
 import sys
@@ -75,7 +76,8 @@ class Fleet:
         self._allowed: set[str] = set()
         self._recovering: asyncio.TimerHandle | None = None
         self._counted: dict[str, float] = {}
-        self._chained: tuple[Sequence[int], str, Mapping[str, Chain]] = ((), "", {})
+        self._whole, self._adapter = self, ""
+        self._chained: tuple[Sequence[int], str, str, Mapping[str, Chain]] = ((), "", "", {})
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -109,7 +111,16 @@ class Fleet:
 
     def open(self) -> OutputStream:
         """A stream to submit requests to."""
-        return OutputStream(self)
+        return OutputStream(self._whole, self._adapter)
+
+    def adapted(self, adapter: str) -> "Fleet":
+        """The same fleet, for those who want an adapter that all its workers have loaded: what they `open` asks for it.
+
+        Nothing but to be asked what it is like, `open` and `interrupt_all` is meant for this view.
+        """
+        view = copy.copy(self)
+        view._adapter = adapter
+        return view
 
     def interrupt_all(self, make_reason: Callable[[], BaseException]) -> None:
         """End every request, waiting ones too, and raise a reason in each task that waits for one."""
@@ -243,7 +254,8 @@ class Fleet:
     def worker_down(self, worker: Worker) -> None:
         """A worker has gone; its requests come back through `lost`."""
         now = self._loop.time()
-        self._placer.worker_down(worker.name, now)
+        if worker.name in self._placer.workers:  # else it was lost before it was ready
+            self._placer.worker_down(worker.name, now)
         if worker.state == "shutting down":
             self._health.given_up(worker.name)
         else:
@@ -344,16 +356,16 @@ class Fleet:
         """The hashes of the prompt's blocks, for each size of block that workers have."""
         if len(self.workers) < 2:
             return {}
-        salt = ask.options.get("salt", "")
-        prompt, of_salt, found = self._chained
-        if prompt is ask.prompt and of_salt == salt and not ask.answer:
+        adapter, salt = ask.options.get("adapter", ""), ask.options.get("salt", "")
+        prompt, of_adapter, of_salt, found = self._chained
+        if prompt is ask.prompt and of_adapter == adapter and of_salt == salt and not ask.answer:
             return found
         sizes = {worker.hello.block_size for worker in self.workers.values() if worker.hello is not None}
         tokens = [*ask.prompt, *ask.answer] if ask.answer else ask.prompt
-        root = root_hash("", salt)
+        root = root_hash(adapter, salt)
         found = {str(size): chain_of_digests(chain_hashes(tokens, size, root)) for size in sizes}
         if not ask.answer:
-            self._chained = ask.prompt, salt, found
+            self._chained = ask.prompt, adapter, salt, found
         return found
 
     # Decisions.

@@ -29,6 +29,7 @@ from engine.link import (
     Hello,
     LinkError,
     Load,
+    LoadAdapter,
     Output,
     Pooling,
     Progress,
@@ -58,6 +59,7 @@ class SubmitOptions(TypedDict, total=False):
     age: float
     slo: Slo | None
     salt: str
+    adapter: str
     background: bool
     embed: Pooling
 
@@ -163,13 +165,14 @@ class OutputStream:
     """What some requests bring, in order: those of one client's request, such as its ``n`` choices.
 
     One task reads it; whoever is done with it calls `close`. Memory stays bounded without back-pressure on the link: a
-    request never has more outputs than its ``max_tokens``.
+    request never has more outputs than its ``max_tokens``. All its requests are for ``adapter``, if there is one.
     """
 
-    __slots__ = ("_asks", "_carrier", "_outputs", "_reason", "_waiter")
+    __slots__ = ("_adapter", "_asks", "_carrier", "_outputs", "_reason", "_waiter")
 
-    def __init__(self, carrier: Carrier) -> None:
+    def __init__(self, carrier: Carrier, adapter: str = "") -> None:
         self._carrier = carrier
+        self._adapter = adapter
         self._asks: dict[int, Ask] = {}
         self._outputs: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -190,6 +193,8 @@ class OutputStream:
         Raises:
             WorkerLost: there is nobody to take it.
         """
+        if self._adapter:
+            more["adapter"] = self._adapter
         ask = Ask(self, next(_ids), prompt, sampling, more)
         ask.answer += answer
         ask.since = self._carrier.loop.time()
@@ -346,6 +351,19 @@ class WorkerLink(asyncio.Protocol):
         ask.fresh = True
         ask.placements += 1
         self._transport.write(frame(ask.message(self.loop.time())))
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Have the worker load an adapter, and wait until it has.
+
+        Raises:
+            WorkerLost: the connection has gone.
+            RequestFailed: it can't be loaded.
+        """
+        stream = self.open()
+        ask = Ask(stream, next(_ids), (), Sampling(max_tokens=0), {})
+        self._asks[ask.id] = ask
+        self.send(LoadAdapter(ask.id, name, folder))
+        await stream.next()
 
     def abort(self, asks: Collection[Ask]) -> None:
         """Have the worker forget requests at once."""

@@ -1,17 +1,19 @@
 """Which model does each worker serve?
 
-Workers say themselves what they serve. The roster puts each into the `Fleet` of its model, and makes a `ServedModel` of
-what the first one says.
+Workers say themselves what they serve. The roster puts each into the `Fleet` of its model, once it has loaded the
+adapters that it should have, and makes a `ServedModel` of what the first one says.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
 from engine.link import Blocks, Hello
 from gateway.fleet.fleet import Fleet
+from gateway.fleet.native import RequestFailed, WorkerLink, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker import Worker
+from gateway.settings import SettingsError
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
 
@@ -27,15 +29,21 @@ class Roster:
         models: what is served, by name; models come in here when the first of their workers does.
         make_fleet: makes the fleet of the model that it is given the name of.
         load: makes what it takes to serve a model, see `ServedModel.load`.
+        adapters: what every worker loads before it gets requests: folders, by the adapters' names.
     """
 
     def __init__(
-        self, models: MutableMapping[str, ServedModel], make_fleet: Callable[[str], Fleet], load: Loader
+        self,
+        models: MutableMapping[str, ServedModel],
+        make_fleet: Callable[[str], Fleet],
+        load: Loader,
+        adapters: Mapping[str, str] | None = None,
     ) -> None:
         self.fault: BaseException | None = None
         self._models = models
         self._make_fleet = make_fleet
         self._load = load
+        self._adapters = adapters or {}
         self._fleets: dict[str, Fleet] = {}
         self._fleet_of: dict[Worker, Fleet] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -45,6 +53,7 @@ class Roster:
 
         Raises:
             TokenizerError, TemplateError: one can't be.
+            SettingsError: a worker can't load an adapter.
         """
         while self._loading:
             await asyncio.wait(self._loading.values())
@@ -59,6 +68,33 @@ class Roster:
     def worker_up(self, worker: Worker) -> None:
         hello = worker.hello
         assert hello is not None
+        if not self._adapters:
+            self._join(worker, hello)
+        elif worker.link is not None:
+            task = asyncio.get_running_loop().create_task(self._prepare(worker, worker.link, hello))
+            self._loading[f"worker {worker.name}"] = task
+
+    async def _prepare(self, worker: Worker, link: WorkerLink, hello: Hello) -> None:
+        """Have a worker load the adapters; then it gets requests."""
+        try:
+            for name, folder in self._adapters.items():
+                try:
+                    if "adapters" not in hello.capabilities:
+                        raise SettingsError(f"worker {worker.name} can't load any (--engine vllm and --adapters can)")
+                    await link.load_adapter(name, folder)
+                except (RequestFailed, SettingsError) as fault:
+                    self.fault = SettingsError(f"--adapter {name}={folder}: {fault}")
+                    log.error("worker=%s gets no requests: %s", worker.name, self.fault)
+                    return
+            if worker.link is link:
+                self._join(worker, hello)
+        except WorkerLost:
+            log.debug("worker=%s was lost while it loaded adapters", worker.name)
+        finally:
+            self._loading.pop(f"worker {worker.name}", None)
+
+    def _join(self, worker: Worker, hello: Hello) -> None:
+        """Put a worker into the fleet of its model."""
         before = self._fleet_of.get(worker)
         if before is not None and before.name != hello.model:
             before.forget(worker)

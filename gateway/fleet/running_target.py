@@ -12,7 +12,7 @@ from gateway.fleet.fleet import Fleet
 from gateway.fleet.roster import Roster
 from gateway.fleet.served_model import ServedModel
 from gateway.fleet.worker_process import WorkerStartError
-from gateway.settings import Settings
+from gateway.settings import Settings, parse_adapter
 from gateway.telemetry.metrics import Metrics
 from scheduler.placement import PlacementConfig
 
@@ -53,7 +53,8 @@ class RunningTarget:
         self._metrics = metrics
         self._on_model = on_model
         self._name = name
-        self._roster = Roster(self.models, self._make_fleet, self._load)
+        self._adapters = dict(parse_adapter(one) for one in settings.adapter)
+        self._roster = Roster(self.models, self._make_fleet, self._load, self._adapters)
         self.crew = recruit(settings, directory, command_of, metrics, self._roster, on_progress, place or Place())
 
     async def run(self) -> None:
@@ -121,6 +122,11 @@ class RunningTarget:
         if self._name and self.models:
             said = (self._name, model.name, *self.models)
             log.error("target=%s workers that serve %s get no requests: the others serve %s", *said)
-        else:
-            self._on_model(self, model)
+            return model
+        if self._name and self._adapters:  # who names the target means its adapter
+            model = model.adapted(next(iter(self._adapters)), model.name)
+        self._on_model(self, model)
+        for name in self._adapters if not self._name else ():
+            adapted = self.models[name] = model.adapted(name, name)
+            self._on_model(self, adapted)
         return model

@@ -15,7 +15,10 @@ from gateway.text.tokenizer import Tokenizer
 
 
 class ServedModel:
-    """A model by the name that clients send. The limits are those that its workers stated."""
+    """A model by the name that clients send. The limits are those that its workers stated.
+
+    ``parent`` is the name of the model that this one is an adapter of; empty where it is none.
+    """
 
     def __init__(
         self, hello: Hello, fleet: Fleet, tokenizer: Tokenizer, template: ChatTemplate, dialect: Dialect
@@ -25,6 +28,7 @@ class ServedModel:
         self.vocab_size = hello.vocab_size
         self.embedding_size = hello.embedding_size
         self.defaults = hello.defaults
+        self.parent = ""
         self.fleet = fleet
         self.tokenizer = tokenizer
         self.template = template
@@ -62,6 +66,14 @@ class ServedModel:
             return self
         other = copy.copy(self)
         other.name = name
+        return other
+
+    def adapted(self, adapter: str, name: str) -> "ServedModel":
+        """The same model with an ``adapter`` that its workers have loaded, by a name of its own."""
+        other = copy.copy(self)
+        other.name, other.parent = name, self.name
+        other.fleet = self.fleet.adapted(adapter)
+        other.embedding_size = 0
         return other
 
     @property

@@ -206,6 +206,8 @@ def worker_command(settings: Settings, address: str) -> list[str]:
         *("kv_events", "kv_replay", "vllm_args"),
     ):
         options[flag(field)] = getattr(settings, field)
+    if settings.adapter:
+        options["--adapters"] = str(len(settings.adapter))
     for option, value in options.items():
         if value is not None:
             command += [option, str(value)]

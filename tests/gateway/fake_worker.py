@@ -27,6 +27,7 @@ from engine.link import (
     FrameReader,
     Hello,
     Load,
+    LoadAdapter,
     Output,
     Progress,
     PromptScores,
@@ -146,6 +147,8 @@ class FakeWorker:
         self.cached = 0
         self.refuse: tuple[FailureCode, str] | None = None
         self.submitted: list[Submit] = []
+        self.adapters: dict[str, str] = {}
+        self.no_adapter = ""
         self.aborted: list[int] = []
         self.drained = False
         self.followed = 0
@@ -263,6 +266,12 @@ class FakeWorker:
                 self.aborted += message.ids
                 for id in message.ids:
                     self.running.pop(id + self._moved[writer], None)
+            case LoadAdapter():
+                self.adapters[message.name] = message.folder
+                if self.no_adapter:
+                    writer.write(frame(Failed(message.id, "invalid_request", self.no_adapter)))
+                else:
+                    writer.write(frame(Step([Output(message.id, [], [], [], "stop")])))
             case Follow():
                 self.followed += 1
             case Drain():

@@ -39,6 +39,7 @@ def test_every_field_can_be_said() -> None:
         "engine": "vllm",
         "vllm_python": "/opt/vllm/bin/python",
         "vllm_args": "{}",
+        "adapter": "legal=./legal",
         "device": "cpu",
         "dtype": "float32",
         "quantization": "int8",
@@ -82,7 +83,7 @@ def test_every_field_can_be_said() -> None:
         "kv_events": "tcp://127.0.0.1:5557",
         "kv_replay": "tcp://127.0.0.1:5558",
     }
-    assert set(said) | {"model"} == set(Settings.__struct_fields__)
+    assert set(said) | {"model", "config"} == set(Settings.__struct_fields__), "a file stands in for the rest"
     found = parse("./folder", *(word for name, text in said.items() for word in (flag(name), text)))
     assert found == Settings(
         model="./folder",
@@ -92,6 +93,7 @@ def test_every_field_can_be_said() -> None:
         engine="vllm",
         vllm_python="/opt/vllm/bin/python",
         vllm_args="{}",
+        adapter=("legal=./legal",),
         device="cpu",
         dtype="float32",
         quantization="int8",

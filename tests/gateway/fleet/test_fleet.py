@@ -59,7 +59,8 @@ async def several(
 ) -> AsyncIterator[Several]:
     metrics, models = Metrics(), dict[str, ServedModel]()
     policy = PlacementConfig(policy=fleet.pop("policy", "held"))
-    roster = Roster(models, lambda name: Fleet(name, metrics, policy, **fleet), ServedModel.load)
+    adapters = fleet.pop("adapters", None)
+    roster = Roster(models, lambda name: Fleet(name, metrics, policy, **fleet), ServedModel.load, adapters)
     fakes = [FakeWorker(folder, auto=False, **hello) for hello in hellos]
     workers = [Worker(f"w{index}", metrics, watcher=roster) for index in range(len(fakes))]
     addresses = [f"unix:{where}/{index}.sock" for index in range(len(fakes))]
