@@ -30,9 +30,9 @@ _SOON = 5e-3
 # Seconds from one look at how fast the workers are to the next.
 _POOLING = 0.25
 # So many comparisons of a job and a worker are made at any event; for each further one, planning rests for so many
-# seconds, twice or four times what it took: a long queue in front of many workers can't take a whole core.
+# seconds, about three times what it takes: a long queue in front of many workers can't take a whole core.
 _COMPARISONS = 512
-_REST = 4e-6
+_REST = 1e-5
 # So many jobs that don't fit a worker's KV, and none behind them is tried.
 _TRIES = 4
 
@@ -208,8 +208,6 @@ class Placer:
         if now >= self._pooled + _POOLING:
             pool(workers)
             self._pooled = now
-        for worker in workers:
-            worker.reckon(self.config.step, self.config.decode, now)
         if self._policy.holds:
             decisions = [*self._refuse(workers, now), *self._release(workers, now)]
             self._look_at = self._when_to_look(workers, now)
@@ -218,6 +216,8 @@ class Placer:
             return decisions
         decisions = []
         nothing = dict.fromkeys(self.workers, 0.0)
+        for worker in workers:
+            worker.reckon(self.config.step, self.config.decode, now)
         for entry in list(self._waiting.values()):
             able = self._able(entry.job, workers)
             if able:
@@ -236,14 +236,14 @@ class Placer:
 
     def _when_to_look(self, workers: list[Worker], now: float) -> float:
         limit = self.config.work_left
-        times = [left - limit for worker in workers if (left := worker.soonest()) >= limit]
-        return now + max(min(times, default=inf), _SOON)
+        times = [worker.busy_until - limit for worker in workers if not worker.is_free(limit, now)]
+        return max(min(times, default=inf), now + _SOON)
 
     def _release(self, workers: list[Worker], now: float) -> Iterable[Decision]:
         """Plan those that wait, the next one first, and send those whose worker is about to have nothing to do."""
         config, price = self.config, self.price
         planned = dict.fromkeys([worker.name for worker in workers], 0.0)
-        free = {worker.name: worker for worker in workers if worker.soonest() < config.work_left}
+        free = {worker.name: worker for worker in workers if self._is_free(worker, now)}
         full = dict.fromkeys(free, 0)
         tries = 0
         for entry in self._in_order():
@@ -262,7 +262,7 @@ class Placer:
             elif best.fits(entry.job.prompt_tokens - hit + entry.job.output_tokens, config.kv_share):
                 yield self._send(entry, best, hit, wait + seconds, now)
                 tries = 0
-                if best.soonest() >= config.work_left:
+                if not self._is_free(best, now):
                     del free[name]
             else:
                 planned[name] += seconds
@@ -281,7 +281,15 @@ class Placer:
             return list(free.values())
         most = max([hits.get(name, 0) for name in free])
         busy = [worker for name, hit in hits.items() if hit > most and name not in free and (worker := self._at(name))]
+        for worker in busy:
+            worker.reckon(self.config.step, self.config.decode, now)
         return [*free.values(), *busy]
+
+    def _is_free(self, worker: Worker, now: float) -> bool:
+        """Whether a worker is about to have nothing to do, or nothing that it wouldn't interrupt."""
+        if worker.is_changed or worker.is_free(self.config.work_left, now):
+            worker.reckon(self.config.step, self.config.decode, now)
+        return worker.is_free(self.config.work_left, now)
 
     def _at(self, name: str) -> Worker | None:
         """The worker of that name, if it is there yet and takes requests."""

@@ -97,7 +97,6 @@ class Worker:
     __slots__ = (
         "_backlog",
         "_busy",
-        "_changed",
         "_context",
         "_decoding",
         "_done",
@@ -108,7 +107,9 @@ class Worker:
         "_reckoned",
         "_slowed",
         "_unseen",
+        "busy_until",
         "info",
+        "is_changed",
         "need",
         "ready",
         "said",
@@ -147,8 +148,10 @@ class Worker:
         # Jobs that the last report doesn't know of.
         self._unseen: dict[int | str, Sent] = {}
         # Something happened since it was last reckoned; and when that was.
-        self._changed = True
+        self.is_changed = True
         self._reckoned = now
+        # When it would begin to read the shortest of prompts, as of then.
+        self.busy_until = now
 
     @property
     def name(self) -> str:
@@ -219,9 +222,9 @@ class Worker:
         Steps last ``step`` seconds while there is prefill to do, and decodes have their share of each, so prefill has
         what is left. ``weight`` is that of a second of decoding.
         """
-        if not self._changed and (not self._backlog or now - self._reckoned < _FRESH):
+        if not self.is_changed and (not self._backlog or now - self._reckoned < _FRESH):
             return
-        self._changed = False
+        self.is_changed = False
         self._reckoned = now
         speed, decoding = self.speed, self.decoding
         self._reading = weight * speed.context
@@ -232,6 +235,7 @@ class Worker:
         self._slowed = slowed
         self._pace = slowed / self.weight
         self._more = self._backlog.grow(max(0.0, self._said() - self._backlog.total(now)))
+        self.busy_until = now + self.wait(0.0)
 
     def work_left(self, now: float) -> float:
         """Seconds of prefill that it has still to do, in a slow start as if it were that much slower."""
@@ -241,9 +245,9 @@ class Worker:
         """After how long it would begin to read a prompt of so many seconds; as of the last `reckon`."""
         return (self._backlog.ahead(seconds) + self._more) / self.weight
 
-    def soonest(self) -> float:
-        """After how long it would begin to read the shortest of prompts; as of the last `reckon`."""
-        return self.wait(0.0)
+    def is_free(self, within: float, now: float) -> bool:
+        """Whether it would begin to read a short prompt in less than so many seconds; as of the last `reckon`."""
+        return self.busy_until - now < within
 
     def overtaken(self, seconds: float) -> int:
         """How many prompts that it has would wait for one of so many seconds."""
@@ -251,7 +255,7 @@ class Worker:
 
     def changed(self) -> None:
         """Its speed or weight is another."""
-        self._changed = True
+        self.is_changed = True
 
     def _said(self) -> float:
         """What it says it has to do, and what it can't know of yet; 0 if it doesn't say."""
@@ -264,7 +268,7 @@ class Worker:
 
     def take(self, sent: Sent) -> None:
         """A job goes there now."""
-        self._changed = True
+        self.is_changed = True
         self._count(sent.at)
         self.sent[sent.job.uid] = self._unseen[sent.job.uid] = sent
         self._backlog.add(sent, sent.at)
@@ -277,7 +281,7 @@ class Worker:
         sent = self.sent[uid]
         if sent.begun:
             return
-        self._changed = True
+        self.is_changed = True
         sent.begun = True
         self._decoding += 1
         self._context += sent.job.prompt_tokens
@@ -287,7 +291,7 @@ class Worker:
     def produced(self, uid: int | str, tokens: int) -> None:
         """So many tokens of a job's answer have come, all together."""
         sent = self.sent[uid]
-        self._changed = True
+        self.is_changed = True
         more = tokens - sent.produced
         self.need -= sent.need
         sent.produced = tokens
@@ -298,7 +302,7 @@ class Worker:
     def ended(self, uid: int | str, now: float) -> Sent:
         """A job has ended, whatever the end."""
         sent = self.sent.pop(uid)
-        self._changed = True
+        self.is_changed = True
         self._unseen.pop(uid, None)
         self.need -= sent.need
         if sent.begun:
@@ -310,7 +314,7 @@ class Worker:
 
     def report(self, report: Report, now: float) -> None:
         """It says how it is."""
-        self._changed = True
+        self.is_changed = True
         self.said = report
         looked = now - report.age
         self._unseen = {uid: sent for uid, sent in self._unseen.items() if sent.at > looked}
