@@ -23,8 +23,9 @@ from gateway.wire.chat import ChatMessage, template_messages
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
-_TIMEOUT: Final = 1.0  # seconds that an upstream has to render a prompt
-_PAUSE: Final = 30.0  # seconds for which one that can't is not asked again
+_TIMEOUT: Final = 2.0  # seconds that an upstream has to render a prompt
+_BREATH: Final = 2.0  # seconds for which one that was too slow is not asked again
+_PAUSE: Final = 30.0  # the same for one that can't
 
 log = logging.getLogger(__name__)
 
@@ -134,10 +135,10 @@ class Reader:
         try:
             reply = await post(target, f"{endpoint}/render", body, _TIMEOUT)
         except Fault as fault:
-            self._pause(target, now, str(fault))
+            self._pause(target, now + _BREATH, str(fault))
             return None
         if reply.status in (404, 405, 501):
-            self._pause(target, now, f"{endpoint}/render says {reply.status}")
+            self._pause(target, now + _PAUSE, f"{endpoint}/render says {reply.status}")
         if reply.status != 200:
             return None
         found = _rendered.decode(reply.body)
@@ -147,6 +148,6 @@ class Reader:
             found = found[0]
         return PromptTokens(found.token_ids, _salted.decode(body).cache_salt or "")
 
-    def _pause(self, target: Target, now: float, why: str) -> None:
+    def _pause(self, target: Target, until: float, why: str) -> None:
         log.warning("upstream=%s renders no prompts (%s): placing them by their text", target.name, why)
-        self._unable[target] = now + _PAUSE
+        self._unable[target] = until
