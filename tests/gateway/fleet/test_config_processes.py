@@ -82,6 +82,33 @@ async def slow(talk: Talk) -> None:
     talk.end_stream()
 
 
+async def drained(gateway: Serve, models: list[str]) -> None:
+    """Have a gateway drained while each model streams: all streams come to their ends."""
+    url = f"http://127.0.0.1:{gateway.port}/v1"
+    begun: list[str] = []
+
+    async def stream(client: openai.AsyncOpenAI, model: str) -> str | None:
+        events = await client.chat.completions.create(
+            model=model, messages=words(), stream=True, max_tokens=300, extra_body={"ignore_eos": True}
+        )
+        finish = None
+        async for event in events:
+            if not event.choices:
+                continue
+            if model not in begun:
+                begun.append(model)
+            finish = event.choices[0].finish_reason
+        return finish
+
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        streams = [asyncio.create_task(stream(client, model)) for model in models]
+        while len(begun) < len(models):
+            await asyncio.sleep(0.005)
+        assert not any(task.done() for task in streams)
+        gateway.process.send_signal(signal.SIGTERM)
+        assert set(await asyncio.gather(*streams)) <= {"stop", "length"}
+
+
 @pytest.fixture
 def simulated(tmp_path: Path) -> Iterator[str]:
     """The URL of a simulated worker."""
@@ -148,6 +175,7 @@ def test_targets_of_both_kinds_come_and_go_under_load(tmp_path: Path, simulated:
                 await asyncio.sleep(0.1)
             assert 'penstock_worker_up{worker="demo-1"} 1.0' in page
             assert f'penstock_upstream_up{{upstream="first/127.0.0.1:{second.port}"}} 1.0' in page
+        await drained(gateway, names)
 
     async def whole() -> str:
         async with Upstream(slow) as second:
