@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ def url_of(process: "subprocess.Popen[str]") -> str:
 
 
 @contextlib.asynccontextmanager
-async def gateway(state: Path, *urls: str) -> AsyncIterator[tuple[Serve, openai.AsyncOpenAI]]:
-    options = [word for url in urls for word in ("--upstream", url)]
+async def gateway(state: Path, *urls: str, more: Sequence[str] = ()) -> AsyncIterator[tuple[Serve, openai.AsyncOpenAI]]:
+    options = [*more, *(word for url in urls for word in ("--upstream", url))]
     with Serve(*options, state=state) as served:
         async with openai.AsyncOpenAI(
             base_url=f"http://127.0.0.1:{served.port}/v1", api_key="any", max_retries=0, timeout=60

@@ -1,7 +1,9 @@
 """Two real ``vllm serve`` behind the lane, one of which is killed in mid-answer: ``make test-vllm VLLM_PYTHON=…``."""
 
 import asyncio
+import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -18,6 +20,7 @@ import pytest
 
 from engine.demo import MODEL_FOLDER
 from tests.gateway.fleet.test_continuing_upstreams import answer, gateway, killed_in_the_middle
+from tests.gateway.fleet.test_kv_upstreams import by_upstream
 from tests.gateway.harness import run
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
@@ -54,10 +57,16 @@ class Vllm:
 
     def __init__(self, metadata: Path) -> None:
         self.port = free_port()
+        self.events, self.replay = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+        events = {
+            "enable_kv_cache_events": True, "publisher": "zmq", "endpoint": self.events.replace("127.0.0.1", "*"),
+            "replay_endpoint": self.replay.replace("127.0.0.1", "*"),
+        }  # fmt: skip
         words = [
             *("-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL_FOLDER), "--served-model-name", MODEL),
             *("--port", str(self.port), "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"),
-            *("--disable-uvicorn-access-log", "--block-size", "32"),
+            *("--disable-uvicorn-access-log", "--block-size", "32", "--enable-prefix-caching"),
+            *("--enable-prompt-tokens-details", "--kv-events-config", json.dumps(events)),
         ]
         environment = {
             **os.environ, "PYTHONPATH": str(metadata), "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1",
@@ -67,6 +76,10 @@ class Vllm:
             [PYTHON, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
+
+    @property
+    def source(self) -> str:
+        return f"{self.url} kv={self.events} replay={self.replay}"
 
     @property
     def url(self) -> str:
@@ -105,6 +118,34 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Vllm]]:
             if server.process.poll() is None:
                 server.send_signal(signal.SIGKILL)
             server.process.wait()
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["tokenized here", "rendered there"])
+def test_prefixes_are_found_where_they_are_believed_to_be(servers: list[Vllm], tmp_path: Path, here: bool) -> None:
+    async def scenario() -> None:
+        more = ["--upstream-tokenizer", str(MODEL_FOLDER)] if here else []
+        async with gateway(tmp_path, *(server.source for server in servers), more=more) as (served, client):
+            draw = random.Random(int(here))
+            systems = [f"{number % 2} {here} " + "Be brief. " * 40 for number in range(6)]
+            chats: list[Any] = [[{"role": "system", "content": system}] for system in systems]
+            reported = 0
+            for _ in range(4):
+                for messages in draw.sample(chats, len(chats)):
+                    words = " ".join(draw.choices(("water", "river", "dam", "turbine"), k=30))
+                    messages.append({"role": "user", "content": words})
+                    found = await client.chat.completions.create(
+                        model=MODEL, messages=messages, max_tokens=16, temperature=0
+                    )
+                    assert found.usage is not None
+                    details = found.usage.prompt_tokens_details
+                    reported += (details.cached_tokens if details is not None else 0) or 0
+                    messages.append({"role": "assistant", "content": found.choices[0].message.content})
+                    await asyncio.sleep(0.2)  # for its events
+            believed = await by_upstream(served, "believed_cached_tokens_total")
+            assert sum(believed.values()) == reported > 1000
+            assert believed == await by_upstream(served, "found_cached_tokens_total")
+
+    run(scenario(), 240)
 
 
 def test_greedy_answers_of_a_killed_vllm_go_on_with_another(servers: list[Vllm], tmp_path: Path) -> None:
