@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.placement import POLICIES, Job, Placed, PlacementConfig, Placer, Refused, Report
+from scheduler.placement import placer as placer_
 from scheduler.prefix_index import chain
 from tests.scheduler.placement.fleets import ask, fleet, info, job, where
 
@@ -75,6 +76,32 @@ def test_short_work_goes_where_it_interrupts_least() -> None:
     assert ask(placer, 0.1, job(5, 500)) == {5: "a"}
     # Another long one waits for those before it.
     assert ask(placer, 0.1, job(6, 9500)) == {}
+
+
+def test_a_long_queue_is_not_planned_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placer_, "_COMPARISONS", 2)
+    placer = fleet(workers=2)
+    placer.report("a", Report(backlog=0.0, running=1, kv_used=9900, kv_total=10_000, age=0.0), 0.0)
+    placer.report("b", Report(backlog=9.0, age=0.0), 0.0)
+    assert ask(placer, 0.0, *(job(uid, 1000, PREFIX) for uid in range(20))) == {}
+    placer.report("a", Report(backlog=0.0, running=0, kv_used=0, kv_total=10_000, age=0.0), 0.0)
+    rested = placer.next_look(0.0)
+    assert rested is not None and 0 < rested < 1e-3
+    assert placer.decide(rested / 2) == []
+    assert list(ask(placer, rested)) == [0, 1]
+
+
+def test_a_busy_worker_gets_what_it_has_cached() -> None:
+    placer = fleet(workers=3)
+    placer.stored("b", job(0, 500, PREFIX).chains["10"])
+    # Its cache is worth more than the wait there; and that of a worker that takes nothing is worth nothing.
+    ask(placer, 0.0, job(0, 1600, excluded=frozenset("ac")))
+    assert ask(placer, 0.0, job(1, 510, PREFIX, excluded=frozenset("c"))) == {1: "a"}
+    placer.finished(1, 0.0)
+    ask(placer, 0.0, *(job(uid, 4000) for uid in (2, 3)))
+    assert placer.workers["b"].requests == 1
+    placer.allow("b", ready=False)
+    assert ask(placer, 1.0, job(4, 510, PREFIX)) == {4: "a"}
 
 
 def test_what_a_cache_spares_is_not_work() -> None:
