@@ -137,6 +137,7 @@ def differences(old: Plan, new: Plan) -> list[str]:
         *_changes(
             "key", {key.id: (hash, key) for hash, key in old.keys}, {key.id: (hash, key) for hash, key in new.keys}
         ),
+        *(["limits changed"] if old.counting != new.counting else []),
     ]
 
 

@@ -180,7 +180,8 @@ class GatewayServer:
         self._listener = listener
         self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body)
         self._display = display()
-        self._serving = serving = Serving(settings, self._context, directory, command_of, self._display.show)
+        data = data_folder(settings)
+        self._serving = serving = Serving(settings, self._context, directory, command_of, self._display.show, data)
         app = App(self._context)
         make: Any = protocol(serving.lanes) if serving.lanes is not None else HttpProtocol
         self._http = GatewayHttpServer(http_config(app, make))
@@ -188,7 +189,7 @@ class GatewayServer:
         if serving.plan.natives or settings.config is not None:
             self._batches = self._context.batches = Batches(
                 app,
-                data_folder(settings) if keeps_data else None,
+                data if keeps_data else None,
                 concurrency=settings.batch_concurrency,
                 max_body=settings.max_body,
                 max_file=settings.max_file,
@@ -291,6 +292,7 @@ class GatewayServer:
         for task in tasks - {http}:
             task.cancel()
         await self._serving.stop(max(GRACE, deadline - time.monotonic()))
+        await self._context.limits.store.leave()
 
     async def _look_after(self) -> None:
         """Look for the parent, and for clients' connections on which nothing comes: the lane arms no timer for each."""

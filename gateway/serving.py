@@ -14,6 +14,7 @@ import msgspec
 
 from engine.link import Progress
 from gateway.api.context import Context, ReloadError
+from gateway.config.keys import Counting
 from gateway.fleet.crew import Place
 from gateway.fleet.running_target import RunningTarget
 from gateway.fleet.served_model import ServedModel
@@ -25,6 +26,7 @@ from gateway.plan import Plan, UpstreamPlan, differences, keyring, make_plan, up
 from gateway.settings import Settings, SettingsError
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
+from gateway.traffic.limits.stores import make_store
 
 _ELSEWHERE_WITHIN: Final = 10.0  # seconds for a new target that runs elsewhere to answer; then it is taken as it is
 _LOOK_EVERY: Final = 0.1
@@ -48,6 +50,7 @@ class Serving:
         directory: where the workers' sockets go.
         command_of: says what to run as a worker that listens on an address.
         on_progress: told how the first worker loads.
+        data: the folder in which limits are counted.
 
     Raises:
         SettingsError: there is a fault in the settings, or in the file that they name.
@@ -60,12 +63,15 @@ class Serving:
         directory: Path,
         command_of: Callable[[Settings, str], list[str]],
         on_progress: Callable[[Progress], None] | None = None,
+        data: Path | None = None,
     ) -> None:
         self._settings = settings
         self._context = context
         self._directory = directory
         self._command_of = command_of
         self._on_progress = on_progress
+        self._data = data
+        self._counting: Counting | None = None
         self._targets: dict[str, RunningTarget] = {}
         self._passings: dict[str, Passing] = {}
         self._tasks: dict[Target, asyncio.Task[None]] = {}
@@ -81,6 +87,7 @@ class Serving:
         """The way to upstreams; None where there can't be any."""
         targets = {name: self._make_target(plan, name) for name in plan.natives}
         passings = {name: self._make_passing(plan, name) for name in plan.upstreams}
+        self._count(plan)
         self._switch(plan, targets, passings)
 
     async def run(self) -> None:
@@ -184,6 +191,7 @@ class Serving:
                 plan = make_plan(self._settings)
                 changes = differences(self.plan, plan)
                 if changes:
+                    self._count(plan)
                     await self._change(plan)
             except StartError as error:
                 log.error("the configuration stays as it was: %s", error)
@@ -226,6 +234,20 @@ class Serving:
                 task = asyncio.create_task(self._retire(name, one, called[name]))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
+
+    def _count(self, plan: Plan) -> None:
+        """Have limits counted where a plan says, if it has any.
+
+        Raises:
+            SettingsError: they can't be counted there, or are counted elsewhere already.
+        """
+        if not any(key.limited for _, key in plan.keys):
+            return
+        if self._counting is None:
+            self._context.limits.store = make_store(plan.counting, self._data)
+            self._counting = plan.counting
+        elif self._counting != plan.counting:
+            raise SettingsError("limits: where they are counted can't be changed by a reload, only by a restart")
 
     def _switch(self, plan: Plan, targets: dict[str, RunningTarget], passings: dict[str, Passing]) -> None:
         """From here on, all names lead to what a plan says."""

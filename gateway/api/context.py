@@ -11,6 +11,7 @@ from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.keys import ANYBODY, Key, Keyring
+from gateway.traffic.limits.limiter import Limiter
 from gateway.wire import errors
 
 _RETRY_LOST: Final = 2.0  # a dead worker's successor takes at least a second to come
@@ -50,6 +51,7 @@ class Context:
         self.max_body = max_body
         self.metrics = metrics or Metrics()
         self.keys = keys or Keyring()
+        self.limits = Limiter(self.metrics)
         self.upstreams: Upstreams | None = None
         self.models: dict[str, ServedModel] = {}
         self.awaited: Collection[str] = ()

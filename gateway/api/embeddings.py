@@ -12,11 +12,12 @@ import numpy as np
 
 from engine.link import Output, Sampling
 from gateway.api.context import Context, api_error
-from gateway.api.exchange import Exchange
+from gateway.api.exchange import ClientGone, Exchange
 from gateway.api.generation import abort_when_gone
 from gateway.api.request import decode
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
+from gateway.traffic.limits.limiter import Counted
 from gateway.wire import embeddings, errors
 from gateway.wire.embeddings import Embedding, EmbeddingRequest
 
@@ -43,20 +44,30 @@ async def embed(context: Context, exchange: Exchange) -> None:
     seat = context.seat(model, len(inputs), exchange.background)
     stream: OutputStream | None = None
     watcher: asyncio.Task[None] | None = None
+    counted: Counted | None = None
+    tokens = used = 0
     try:
         ids = [await _tokens(model, request, index, text) for index, text in enumerate(inputs)]
+        tokens = sum(map(len, ids))
+        counted = await context.limits.enter(exchange.key, model.name, tokens)
         stream = model.fleet.open()
         watcher = asyncio.create_task(abort_when_gone(exchange, stream))
-        outputs = await _run(stream, request, ids, exchange.background, arrived)
+        outputs = await _run(stream, request, ids, exchange, arrived)
+        used = tokens
     except (WorkerLost, RequestFailed) as fault:
         raise api_error(fault) from fault
+    except ClientGone:
+        used = tokens
+        raise
     finally:
+        if counted is not None:
+            counted.settle(used)
+            exchange.headers += [(name.encode(), value.encode()) for name, value in counted.headers.items()]
         seat.leave()
         if watcher is not None:
             watcher.cancel()
         if stream is not None:
             stream.close()
-    tokens = sum(map(len, ids))
     counters.prompt_tokens.inc(tokens)
     counters.cached_tokens.inc(sum(output.cached for output in outputs))
     counters.duration.observe(time.perf_counter() - arrived)
@@ -88,18 +99,18 @@ async def _tokens(model: ServedModel, request: EmbeddingRequest, index: int, tex
 
 
 async def _run(
-    stream: OutputStream, request: EmbeddingRequest, ids: list[list[int]], background: bool, arrived: float
+    stream: OutputStream, request: EmbeddingRequest, ids: list[list[int]], exchange: Exchange, arrived: float
 ) -> list[Output]:
     """Have the worker embed all inputs; its outputs in their order."""
     places = {
         stream.submit(
             tokens,
             _SAMPLING,
-            tenant=request.user or "",
-            priority=_PRIORITY - (request.priority or 0),
+            tenant=request.user or exchange.key.id,
+            priority=_PRIORITY + exchange.key.priority - (request.priority or 0),
             age=time.perf_counter() - arrived,
             salt=request.cache_salt or "",
-            background=background,
+            background=exchange.background,
             embed=request.pooling or "mean",
         ): place
         for place, tokens in enumerate(ids)

@@ -21,6 +21,7 @@ from gateway.api.form import Answer, Form
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.text.parts import AnswerParser
+from gateway.traffic.limits.limiter import UNSAID, Counted
 from gateway.wire import errors
 from gateway.wire.generation import INT64, GenerationRequest, Usage
 
@@ -82,10 +83,14 @@ class Generation:
         watcher: asyncio.Task[None] | None = None
         seat = self._context.seat(self._model, len(prompts) * (self._request.n or 1), self._exchange.background)
         self._exchange.fault_events = self._form.fault
+        counted: Counted | None = None
+        gone = False
         try:
             ids = [await self._encode(prompt) for prompt in prompts]
+            samplings = self._samplings(ids)
+            counted = await self._enter(samplings)
             stream = self._model.fleet.open()
-            self._submit(stream, prompts, ids)
+            self._submit(stream, prompts, ids, samplings)
             watcher = asyncio.create_task(abort_when_gone(self._exchange, stream))
             outputs = await stream.next()
             seat.leave()
@@ -96,10 +101,15 @@ class Generation:
                 await self._send_whole(stream, outputs)
         except (WorkerLost, RequestFailed) as fault:
             raise api_error(fault) from fault
+        except ClientGone:
+            gone = True
+            raise
         finally:
             seat.leave()
             if not self._first:
                 self._count_end()
+            if counted is not None:
+                counted.settle(self._used(gone))
             if watcher is not None:
                 watcher.cancel()
             if stream is not None:
@@ -116,11 +126,16 @@ class Generation:
             most = max(1, self._model.max_model_len - (limit or self._plan.default_max_tokens or 1))
         return prompt if most is None else prompt[-most:]
 
-    def _submit(self, stream: OutputStream, prompts: Sequence[str | list[int]], ids: Sequence[list[int]]) -> None:
-        """Submit every choice of every prompt; those of one prompt share its blocks through the prefix cache."""
+    def _samplings(self, ids: Sequence[list[int]]) -> list[Sampling]:
+        """How each prompt is to be answered.
+
+        Raises:
+            ApiError: 400, a prompt is empty, or the context has no room for it and its answer.
+        """
         model, request, plan = self._model, self._request, self._plan
+        self._prompt_tokens = sum(map(len, ids)) - plan.answered
         bad_words = [word for text in request.bad_words or () for word in model.tokenizer.word_tokens(text)]
-        samplings = [
+        return [
             request.sampling(
                 prompt_tokens=len(prompt) - plan.answered,
                 max_model_len=model.max_model_len,
@@ -134,7 +149,44 @@ class Generation:
             for prompt in ids
             if self._has_tokens(prompt)
         ]
-        self._prompt_tokens = sum(map(len, ids)) - plan.answered
+
+    async def _enter(self, samplings: Sequence[Sampling]) -> Counted | None:
+        """Have the request counted for its key: with its prompts, and the longest answers that it asks for.
+
+        Raises:
+            ApiError: 429 or 503, see `Limiter.enter`.
+        """
+        exchange = self._exchange
+        _, limit = self._request.answer_limit()
+        if limit is None:
+            limit = self._plan.default_max_tokens
+        most = [
+            sampling.max_tokens if limit is not None else min(UNSAID, sampling.max_tokens) for sampling in samplings
+        ]
+        tokens = self._prompt_tokens + sum(most) * (self._request.n or 1)
+        counted = await self._context.limits.enter(exchange.key, self._model.name, tokens)
+        if counted is not None:
+            exchange.headers += [(name.encode(), value.encode()) for name, value in counted.headers.items()]
+        return counted
+
+    def _used(self, gone: bool) -> int:
+        """The tokens that count for the client's key: where the server has failed before it had said anything, none.
+
+        A client that was ``gone`` before that has had its prompt computed all the same.
+        """
+        if self._first:
+            return self._prompt_tokens if gone else 0
+        return self._prompt_tokens + sum(choice.completion_tokens for choice in self._choices.values())
+
+    def _submit(
+        self,
+        stream: OutputStream,
+        prompts: Sequence[str | list[int]],
+        ids: Sequence[list[int]],
+        samplings: Sequence[Sampling],
+    ) -> None:
+        """Submit every choice of every prompt; those of one prompt share its blocks through the prefix cache."""
+        model, request, plan, key = self._model, self._request, self._plan, self._exchange.key
         mute = request.answer_limit()[1] == 0
         choices = request.n or 1
         for number, (prompt, tokens, sampling) in enumerate(zip(prompts, ids, samplings, strict=True)):
@@ -146,8 +198,8 @@ class Generation:
                     prompt_ids,
                     sampling if choice == 0 else _reseeded(sampling, choice),
                     answer,
-                    tenant=request.user or "",
-                    priority=-(request.priority or 0),  # vLLM's: the lower, the earlier; on the link the higher
+                    tenant=request.user or key.id,
+                    priority=key.priority - (request.priority or 0),  # a client's is vLLM's: the lower, the earlier
                     age=time.perf_counter() - self._arrived,
                     salt=request.cache_salt or "",
                     background=self._exchange.background,

@@ -21,12 +21,16 @@ from gateway.lane import endpoints, heads
 from gateway.lane.answer_so_far import AnswerSoFar
 from gateway.lane.continuation import Continuation, Remembering
 from gateway.lane.holding import Holding
+from gateway.lane.meter import Meter, estimated_prompt, longest_answer
 from gateway.lane.placing import NO_PROMPT, Prompt
 from gateway.lane.precise import Precise
 from gateway.lane.prompt_tokens import Reader
 from gateway.lane.scan import NO_TALLY, Skimmed, Tally, renamed, skim, tally, tally_whole
 from gateway.lane.stream import Stream
 from gateway.telemetry.metrics import ModelMetrics, Outcome
+from gateway.traffic.keys import ANYBODY, Key
+from gateway.traffic.limits.limit import Account
+from gateway.traffic.limits.limiter import Counted, Entry
 from gateway.wire import errors
 
 if TYPE_CHECKING:
@@ -58,8 +62,8 @@ class Exchange:
 
     __slots__ = (
         "_attempts", "_belief", "_body", "_client", "_forwarded", "_hedge", "_held", "_keep_alive", "_kept", "_lane",
-        "_lanes", "_queued", "_reading", "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream", "_timer",
-        "_tried", "_winner", "counters", "endpoint", "head", "label", "model", "prompt", "request_id", "size",
+        "_lanes", "_meter", "_queued", "_reading", "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream",
+        "_timer", "_tried", "_winner", "counters", "endpoint", "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
@@ -92,6 +96,7 @@ class Exchange:
         self._queued = False
         self._timer: TimerHandle | None = None
         self._hedge: Connection | None = None
+        self._meter: Meter | None = None
 
     # What the client's connection calls
 
@@ -205,7 +210,40 @@ class Exchange:
         if lane.model is not None:
             self._body = renamed(body, lane.model)
         self.counters = context.metrics.model(self.endpoint, self.label)
-        context.queued += 1
+        if key is ANYBODY or not (accounts := key.accounts(model)):
+            self._queue(skimmed, ready)
+        else:
+            self._enter(key, accounts, skimmed)
+
+    def _enter(self, key: Key, accounts: tuple[Account, ...], skimmed: Skimmed) -> None:
+        """Have the request let in by its key's limits before it goes on."""
+        prompt, answer = estimated_prompt(skimmed), longest_answer(self.endpoint, self._body)
+
+        def entered(entry: Entry) -> None:
+            if not self._lanes.runs(self):  # its client has left meanwhile
+                if isinstance(entry, Counted):
+                    entry.settle(0)
+                return
+            if isinstance(entry, errors.ApiError):
+                self._fail(entry)
+                return
+            self._client = self._meter = Meter(self._client, entry, prompt, 0 if skimmed.stream else answer)
+            try:
+                self._queue(skimmed, self._lane.ready(self.model, perf_counter()))
+            except errors.ApiError as error:
+                self._fail(error)
+            except Exception:
+                log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
+                self.interrupt(errors.internal_error())
+
+        entry = self._lanes.context.limits.let_in(key, accounts, prompt + answer, entered)
+        if entry is not None:
+            entered(entry)
+
+    def _queue(self, skimmed: Skimmed, ready: list[Target]) -> None:
+        """Find out what placement wants to know of the request, and place it."""
+        lanes, lane = self._lanes, self._lane
+        lanes.context.queued += 1
         self._queued = True
         self.prompt = prompt = lane.prompt(skimmed)
         if lane.targets.continuing and skimmed.stream:
@@ -488,6 +526,8 @@ class Exchange:
         """The answer is complete."""
         self._drop(connection)
         status = connection.status
+        if self._meter is not None:
+            self._meter.tally = tally
         if tally is not NO_TALLY:
             self._lane.count(self, tally)
             if self._belief is not None:
@@ -546,7 +586,10 @@ class Exchange:
         if connection is not None:
             self._drop(connection)
         if self._stream is not None:
-            self._lane.count(self, tally(self._stream.tail))
+            said = tally(self._stream.tail)
+            self._lane.count(self, said)
+            if self._meter is not None:
+                self._meter.tally = said
         self._end(200, "ok")
         self._client.done(not self._keep_alive)
 
@@ -581,6 +624,8 @@ class Exchange:
         if self._queued:
             self._queued = False
             self._lanes.context.queued -= 1
+        if self._meter is not None:
+            self._meter.settle(outcome, status, sent=bool(self._tried))
         self._lanes.ended(self, status, outcome, perf_counter() - self._received)
 
 

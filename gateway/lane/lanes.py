@@ -108,6 +108,10 @@ class Lanes:
         self.context.in_flight += 1
         self._running[exchange] = None
 
+    def runs(self, exchange: Exchange) -> bool:
+        """Whether a request is still under way."""
+        return exchange in self._running
+
     def ended(self, exchange: Exchange, status: int, outcome: Outcome, seconds: float) -> None:
         """A request is over, ``seconds`` after its last byte."""
         self.context.in_flight -= 1

@@ -60,6 +60,14 @@ METRICS: Final[dict[str, Metric]] = {
         "counter", "Those of the prompt tokens that the worker found in its prefix cache.", ("model",)
     ),
     "penstock_output_tokens_total": Metric("counter", "Tokens that the worker generated.", ("model",)),
+    "penstock_key_requests_total": Metric("counter", "Requests of an API key with limits that were let in.", ("key",)),
+    "penstock_key_tokens_total": Metric("counter", "Tokens that were counted for an API key with limits.", ("key",)),
+    "penstock_key_refused_total": Metric(
+        "counter",
+        "Requests of an API key that were refused. limit: requests, tokens, concurrent or day; unknown (what counts "
+        "could not be reached).",
+        ("key", "limit"),
+    ),
     "penstock_retries_total": Metric("counter", "Requests sent to another upstream because the first one failed."),
     "penstock_hedges_total": Metric("counter", "Requests sent to a second upstream because the first one was late."),
     "penstock_hedges_won_total": Metric("counter", "Those of the hedges that answered first."),
@@ -200,7 +208,7 @@ class Metrics:
     """Every metric of one gateway process, in a registry of its own.
 
     The labels are bounded by what the gateway serves: ``endpoint`` is a path that exists (else ``other``), ``model`` a
-    served name (else empty), ``status`` an HTTP status.
+    served name (else empty), ``status`` an HTTP status, ``key`` the id of a configured key.
     """
 
     def __init__(self) -> None:
@@ -219,6 +227,9 @@ class Metrics:
         self._prompt_tokens = self._counts("penstock_prompt_tokens_total")
         self._cached_tokens = self._counts("penstock_cached_tokens_total")
         self._output_tokens = self._counts("penstock_output_tokens_total")
+        self._key_requests = self._counts("penstock_key_requests_total")
+        self._key_tokens = self._counts("penstock_key_tokens_total")
+        self._key_refused = self._counts("penstock_key_refused_total")
         self.upstreams = UpstreamMetrics(METRICS)
         self.registry.register(self.upstreams)
         self.moved = self._counter("penstock_requests_moved_total")
@@ -260,6 +271,18 @@ class Metrics:
         if child is None:
             child = self._ended[key] = self._requests.children[endpoint, model, str(status), outcome]
         child.inc()
+
+    def key_admitted(self, key: str) -> None:
+        """Count a request of a key with limits."""
+        self._key_requests.children[(key,)].inc()
+
+    def key_used(self, key: str, tokens: int) -> None:
+        """Count what a request of a key with limits has used."""
+        self._key_tokens.children[(key,)].inc(tokens)
+
+    def key_refused(self, key: str, limit: str) -> None:
+        """Count a request that a limit has kept out."""
+        self._key_refused.children[key, limit].inc()
 
     def worker_up(self, worker: str, up: bool) -> None:
         self._up.labels(worker).set(up)

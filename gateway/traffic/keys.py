@@ -100,9 +100,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         return self.models is None or model in self.models
 
     @property
+    def limited(self) -> bool:
+        """Whether anything that it uses up is limited."""
+        return bool(self.limits) or any(self.model_limits.values())
+
+    @property
     def restricted(self) -> bool:
         """Whether there is any model or any amount that is too much for it."""
-        return self.models is not None or bool(self.limits) or any(self.model_limits.values())
+        return self.models is not None or self.limited
 
     def accounts(self, model: str) -> tuple[Account, ...]:
         """Where a request for ``model`` counts; nowhere if nothing is limited."""

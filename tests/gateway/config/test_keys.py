@@ -76,6 +76,7 @@ def test_what_changes_is_said_without_any_hash(tmp_path: Path) -> None:
         "key team-c added",
     ]
     assert differences(before, before) == []
+    assert differences(before, plan(tmp_path, REST + KEYS.replace("closed", "open"))) == ["limits changed"]
 
 
 @pytest.mark.parametrize(
