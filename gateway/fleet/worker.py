@@ -105,7 +105,8 @@ class Worker:
         """
         self.lost.clear()
         self.greeted.clear()
-        self._link = await connect(address, self, secret, tls)
+        link = await connect(address, self, secret, tls)
+        self._link = link if link.connected else None  # it may have been lost meanwhile
 
     def open(self) -> OutputStream:
         """A stream of requests to this worker alone, which are lost with it: `Fleet.open` is the one that survives.
@@ -169,6 +170,7 @@ class Worker:
             self._on_progress(progress)
 
     def on_hello(self, link: WorkerLink, hello: Hello) -> None:
+        self._link = link  # `connect` may not have returned yet
         self.hello = hello
         self.state = "running"
         self._suspect = self._draining = False

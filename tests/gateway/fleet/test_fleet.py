@@ -12,7 +12,7 @@ from engine.events import packed
 from engine.link import Blocks, Failed, Load, Sampling, Submit
 from gateway.fleet.crew import Crew
 from gateway.fleet.fleet import Fleet
-from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
+from gateway.fleet.native import OutputStream, RequestFailed, WorkerLink, WorkerLost, connect
 from gateway.fleet.remote import RemoteWorker
 from gateway.fleet.roster import Roster
 from gateway.fleet.served_model import ServedModel
@@ -387,6 +387,27 @@ def test_what_can_not_be_in_time_is_refused(model_folder: Path, tmp_path: Path) 
                     await found.submit().next()
                 failed: Failed = refused.value.failed
                 assert failed.code == "overloaded" and failed.retry_after >= 1.0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_worker_may_say_hello_before_its_connection_is_known_here(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    async def slowly(*args: Any) -> WorkerLink:
+        link = await connect(*args)
+        await asyncio.sleep(0.02)
+        return link
+
+    monkeypatch.setattr("gateway.fleet.worker.connect", slowly)
+
+    async def scenario() -> None:
+        async with several(model_folder, tmp_path, *({},) * count) as found:
+            for fake in found.fakes:
+                fake.auto = True
+            for background in (False, True):
+                assert await read(found.submit([7], background=background)) == [7]
 
     run(scenario())
 
