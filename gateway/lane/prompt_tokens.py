@@ -1,9 +1,9 @@
 """What are a prompt's tokens, as its upstream will make them? By the model's own tokenizer here, or by asking there.
 
 A folder with the upstreams' tokenizer and chat template makes them in this process, what earlier turns had in common
-with this one not being tokenised again (`gateway.text.token_cache`). Without one, an upstream is asked to render the
-prompt (vLLM's ``/v1/chat/completions/render`` and ``/v1/completions/render``): one more round trip for each request.
-Whatever goes wrong, a prompt without tokens is placed by its text.
+with this one not being tokenised again (`gateway.text.token_cache`). Without one, an upstream is asked, by vLLM's
+``/tokenize``, or where there is no such thing by ``/v1/chat/completions/render`` and ``/v1/completions/render``: one
+more round trip for each request. Whatever goes wrong, a prompt without tokens is placed by its text.
 """
 
 import asyncio
@@ -23,7 +23,9 @@ from gateway.wire.chat import ChatMessage, template_messages
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
-_TIMEOUT: Final = 2.0  # seconds that an upstream has to render a prompt
+_WAYS: Final = ("/tokenize", "{endpoint}/render")
+_NO_SUCH_THING: Final = frozenset({403, 404, 405, 501})
+_TIMEOUT: Final = 2.0  # seconds that an upstream has to make tokens of a prompt
 _BREATH: Final = 2.0  # seconds for which one that was too slow is not asked again
 _PAUSE: Final = 30.0  # the same for one that can't
 
@@ -58,14 +60,17 @@ class _Salted(msgspec.Struct):
     cache_salt: str | None = None
 
 
-class _Rendered(msgspec.Struct):
-    token_ids: list[int]
+class _Told(msgspec.Struct):
+    """What ``/tokenize`` answers, or ``/render``."""
+
+    tokens: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 _chats: Final = msgspec.json.Decoder(_Chat)
 _completions: Final = msgspec.json.Decoder(_Completion)
 _salted: Final = msgspec.json.Decoder(_Salted)
-_rendered: Final = msgspec.json.Decoder(_Rendered | list[_Rendered])
+_told: Final = msgspec.json.Decoder(_Told | list[_Told])
 
 
 class Reader:
@@ -85,6 +90,7 @@ class Reader:
         self._tokenizer = Tokenizer.load(Path(folder)) if folder is not None else None
         self._template = ChatTemplate.load(Path(folder)) if folder is not None else None
         self._unable: dict[Target, float] = {}
+        self._way: dict[Target, int] = {}
 
     async def read(self, endpoint: str, body: bytes) -> PromptTokens | None:
         """The tokens of a request's only prompt; None where they can't be had."""
@@ -132,22 +138,34 @@ class Reader:
         if not able:
             return None
         target = min(able, key=lambda one: one.in_flight)
-        try:
-            reply = await post(target, f"{endpoint}/render", body, _TIMEOUT)
-        except Fault as fault:
-            self._pause(target, now + _BREATH, str(fault))
-            return None
-        if reply.status in (404, 405, 501):
-            self._pause(target, now + _PAUSE, f"{endpoint}/render says {reply.status}")
-        if reply.status != 200:
-            return None
-        found = _rendered.decode(reply.body)
-        if isinstance(found, list):
-            if len(found) != 1:
-                return None  # several prompts
-            found = found[0]
-        return PromptTokens(found.token_ids, _salted.decode(body).cache_salt or "")
+        salt = _salted.decode(body).cache_salt or ""
+        if endpoint == COMPLETIONS and not isinstance(ids := _completions.decode(body).prompt, str):
+            return PromptTokens(ids, salt)
+        for number in range(self._way.get(target, 0), len(_WAYS)):
+            path = _WAYS[number].format(endpoint=endpoint)
+            try:
+                reply = await post(target, path, body, _TIMEOUT)
+            except Fault as fault:
+                self._pause(target, now + _BREATH, str(fault))
+                return None
+            if reply.status == 200:
+                self._way[target] = number
+                return _only(_told.decode(reply.body), salt)
+            if reply.status not in _NO_SUCH_THING:
+                return None
+        self._pause(target, now + _PAUSE, f"{path} says {reply.status}")
+        return None
 
     def _pause(self, target: Target, until: float, why: str) -> None:
-        log.warning("upstream=%s renders no prompts (%s): placing them by their text", target.name, why)
+        log.warning("upstream=%s makes no tokens of prompts (%s): placing them by their text", target.name, why)
         self._unable[target] = until
+
+
+def _only(told: _Told | list[_Told], salt: str) -> PromptTokens | None:
+    """The tokens of the only prompt that there is."""
+    if isinstance(told, list):
+        if len(told) != 1:
+            return None
+        told = told[0]
+    tokens = told.tokens if told.token_ids is None else told.token_ids
+    return PromptTokens(tokens, salt) if tokens else None

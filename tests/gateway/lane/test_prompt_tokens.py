@@ -48,6 +48,7 @@ def test_tokens_are_those_that_a_server_makes(model_folder: Path, path: str, fie
         (CHAT, b'{"model": "m", "messages": "no"}'),
         (CHAT, b'{"model": "m"}'),
         (COMPLETIONS, b'{"model": "m", "prompt": ["a", "b"]}'),
+        (COMPLETIONS, b'{"model": "m", "prompt": [[1, 2]]}'),
         ("/v1/embeddings", b'{"model": "m", "input": "a"}'),
         ("/v1/responses", b'{"model": "m", "input": "a"}'),
     ],
