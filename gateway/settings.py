@@ -334,7 +334,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="a folder with the tokenizer and the chat template of upstreams that publish KV cache events; "
-            "default: they are asked to render prompts, as vLLM can",
+            "default: they are asked for the tokens of prompts, as vLLM can be",
             extra={"metavar": "FOLDER"},
         ),
     ] = None
