@@ -15,11 +15,12 @@ _DIGITS: Final = 15
 class KnownHead:
     """A head to be known again. ``length`` is that of the body which belongs to the head that was seen last."""
 
-    __slots__ = ("_after", "_before", "_begin", "length")
+    __slots__ = ("_after", "_before", "_begin", "_latest", "_rest", "length")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self._before, self._after = before, after
-        self._begin = len(before)
+        self._begin, self._rest = len(before), len(after)
+        self._latest = self._begin + _DIGITS + self._rest
         self.length = 0
 
     @classmethod
@@ -49,14 +50,14 @@ class KnownHead:
 
     def begins(self, data: bytes) -> int:
         """Where the body begins in ``data``, and 0 where ``data`` doesn't begin with this head."""
-        begin = self._begin
         if not data.startswith(self._before):
             return 0
-        end = data.find(b"\r", begin, begin + _DIGITS + 1)
-        if end < 0 or not data.startswith(self._after, end):
+        begin = self._begin
+        end = data.find(self._after, begin, self._latest)
+        if end < 0:
             return 0
         digits = data[begin:end]
         if not digits.isdigit():
             return 0
         self.length = int(digits)
-        return end + len(self._after)
+        return end + self._rest
