@@ -2,8 +2,9 @@
 
 The parent starts the workers and looks after them, and starts N gateways, each of which listens on the same port
 (SO_REUSEPORT: the kernel spreads connections over them) and has a link of its own to every worker. They don't know each
-other: what one has placed, the others see in the workers' load reports. A gateway that dies is started again; its
-clients' connections are gone with it, everybody else's are not touched.
+other: what one has placed, the others see in the workers' load reports. What is kept (files, batches, stored responses)
+is the first one's business, to which the others send such requests on (`gateway.owner`). A gateway that dies is started
+again; its clients' connections are gone with it, everybody else's are not touched.
 """
 
 import asyncio
@@ -115,6 +116,7 @@ class Parent:
     ) -> None:
         self._settings = settings
         self._display = display()
+        self._owner = directory / "owner.sock"
         self._crew = Crew((), settings.worker_timeout)
         addresses = settings.worker
         plan = make_plan(settings)
@@ -142,7 +144,7 @@ class Parent:
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGUSR1, self._restart_workers)
         gateways = [
-            GatewayProcess(f"g{index}", child_command(self._child, index))
+            GatewayProcess(f"g{index}", child_command(self._child, index, self._owner))
             for index in range(self._settings.gateway_processes)
         ]
         if self._settings.config is not None:
@@ -224,19 +226,19 @@ def reserve(host: str, port: int) -> socket.socket:
     return sock
 
 
-def child_command(settings: Settings, index: int) -> list[str]:
-    """The command line of gateway process ``index``."""
+def child_command(settings: Settings, index: int, owner: Path) -> list[str]:
+    """The command line of gateway process ``index``; the first one listens at ``owner`` to the others."""
     said = msgspec.json.encode(settings).decode()
-    return [sys.executable, "-P", "-m", "gateway.processes", str(os.getpid()), str(index), said]
+    return [sys.executable, "-P", "-m", "gateway.processes", str(os.getpid()), str(index), str(owner), said]
 
 
-def main(parent: str, index: str, said: str) -> int:
+def main(parent: str, index: str, owner: str, said: str) -> int:
     """One of several gateway processes."""
     from gateway.server import serve_shared
 
     settings = msgspec.json.decode(said, type=Settings)
     # Files and batches belong to one process: the data folder has one owner.
-    return serve_shared(settings, parent=int(parent), keeps_data=index == "0")
+    return serve_shared(settings, parent=int(parent), keeps_data=index == "0", owner=Path(owner))
 
 
 if __name__ == "__main__":

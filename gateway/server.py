@@ -34,6 +34,7 @@ from gateway.batches.service import Batches
 from gateway.fleet.worker_process import runtime_directory, worker_command
 from gateway.http_protocol import HttpProtocol
 from gateway.lane.protocol import close_idle, protocol
+from gateway.owner import Application, ToOwner
 from gateway.serving import Serving, StartError
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
 from gateway.startup import display
@@ -89,16 +90,19 @@ def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
             return runner.run(server.run())
 
 
-def serve_shared(settings: Settings, *, parent: int, keeps_data: bool) -> int:
+def serve_shared(settings: Settings, *, parent: int, keeps_data: bool, owner: Path) -> int:
     """Be one of several gateway processes on one port; returns the exit status.
 
-    ``parent`` is the process that must be there for this one to go on. Files and batches are kept by one of them alone.
+    ``parent`` is the process that must be there for this one to go on. Files and batches are kept by one of them alone,
+    which listens at ``owner`` to the others.
     """
     _log(settings)
     _raise_open_files_limit()
     listener = listen(settings.host, settings.port, shared=True)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        server = GatewayServer(settings, listener, Path("/"), worker_command, keeps_data=keeps_data, parent=parent)
+        server = GatewayServer(
+            settings, listener, Path("/"), worker_command, keeps_data=keeps_data, parent=parent, owner=owner
+        )
         return runner.run(server.run())
 
 
@@ -160,6 +164,7 @@ class GatewayServer:
         directory: where the workers' sockets go.
         keeps_data: files and batches are this process' business.
         parent: it ends when this process, its parent, has gone.
+        owner: where the one of several gateway processes that keeps the data listens to the others.
 
     Raises:
         SettingsError: there is a fault in the settings or in the file that they name, or a key isn't set.
@@ -174,9 +179,11 @@ class GatewayServer:
         *,
         keeps_data: bool = True,
         parent: int | None = None,
+        owner: Path | None = None,
     ) -> None:
         self._settings = settings
         self._parent = parent
+        self._owner = owner if keeps_data else None
         self._listener = listener
         self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body)
         self._display = display()
@@ -184,9 +191,11 @@ class GatewayServer:
         self._serving = serving = Serving(settings, self._context, directory, command_of, self._display.show, data)
         app = App(self._context)
         make: Any = protocol(serving.lanes) if serving.lanes is not None else HttpProtocol
-        self._http = GatewayHttpServer(http_config(app, make))
+        keeping = bool(serving.plan.natives) or settings.config is not None
+        here = ToOwner(app, owner) if keeping and owner is not None and not keeps_data else app
+        self._http = GatewayHttpServer(http_config(here, make))
         self._batches: Batches | None = None
-        if serving.plan.natives or settings.config is not None:
+        if keeping:
             self._batches = self._context.batches = Batches(
                 app,
                 data if keeps_data else None,
@@ -209,6 +218,7 @@ class GatewayServer:
         if self._context.reload is not None:
             loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         looking = asyncio.create_task(self._look_after())
+        others = await self._listen_to_others(self._owner) if self._owner is not None else None
         http = asyncio.create_task(self._http.serve(sockets=[self._listener]))
         serving = asyncio.create_task(self._serving.run())
         abandoned = asyncio.create_task(self._abandon.wait())
@@ -221,6 +231,8 @@ class GatewayServer:
                 return 130
             return life.result()
         finally:
+            if others is not None:
+                others.close()
             self._serving.kill()
             tasks = (life, abandoned, looking, http, serving, *self._background)
             for task in tasks:
@@ -294,6 +306,16 @@ class GatewayServer:
         await self._serving.stop(max(GRACE, deadline - time.monotonic()))
         await self._context.limits.store.leave()
 
+    async def _listen_to_others(self, path: Path) -> asyncio.Server:
+        """Let the other gateway processes come to what is kept here: their connections are like clients'."""
+        config = self._http.config
+        config.load()
+        make: Any = config.http_protocol_class
+        path.unlink(missing_ok=True)  # of one that was here before and died
+        return await asyncio.get_running_loop().create_unix_server(
+            lambda: make(config=config, server_state=self._http.server_state, app_state={}), path
+        )
+
     async def _look_after(self) -> None:
         """Look for the parent, and for clients' connections on which nothing comes: the lane arms no timer for each."""
         while True:
@@ -344,7 +366,7 @@ class GatewayServer:
             print(f"Try: curl {url}/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
 
 
-def http_config(app: App, protocol: Any = HttpProtocol) -> uvicorn.Config:
+def http_config(app: Application, protocol: Any = HttpProtocol) -> uvicorn.Config:
     """How uvicorn is run: uvloop, httptools, no access log, no WebSockets. ``protocol`` is made for each connection."""
     return uvicorn.Config(
         app,
