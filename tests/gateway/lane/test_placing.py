@@ -116,6 +116,37 @@ def test_a_target_in_its_slow_start_gets_less() -> None:
     assert sum(connection.target is fleet.targets[0] for connection in under_way) <= 8
 
 
+def test_a_target_that_others_keep_busy_gets_less_as_soon_as_it_is_known() -> None:
+    fleet = Fleet(2)
+    for number in range(10):
+        fleet.end(fleet.send(conversation(number, 600), now=1.0))
+    fleet.targets[0].foreign = 100.0
+    under_way = [fleet.send(conversation(number, 1000), now=2.0) for number in range(10, 30)]
+    assert all(connection.target is fleet.targets[1] for connection in under_way)
+    fleet.targets[0].foreign = 0.0
+    later = [fleet.send(conversation(number, 1000), now=3.0) for number in range(30, 48)]
+    assert all(connection.target is fleet.targets[0] for connection in later)
+
+
+def test_who_has_it_cached_and_nothing_to_do_takes_turns() -> None:
+    fleet = Fleet(4)
+    text = conversation(1, 4000)
+    for target in fleet.targets:  # each of them has it: it was the only one there
+        prompt = Prompt(len(text), fingerprints(text), "")
+        assert fleet.placing.choose([target], prompt, 1.0) is target
+        connection = Connection(target)
+        fleet.placing.sent(connection, prompt)
+        fleet.placing.answered(connection)
+        fleet.placing.ended(connection)
+    chosen = []
+    for _ in range(8):
+        connection = fleet.send(text)
+        chosen.append(connection.target)
+        assert connection.ticket < len(text)
+        fleet.end(connection)
+    assert all(chosen.count(target) == 2 for target in fleet.targets)
+
+
 def test_targets_come_and_go() -> None:
     fleet = Fleet(70)
     for number in range(140):
