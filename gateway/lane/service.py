@@ -107,6 +107,8 @@ class Passing:
     def _unwatch(self, target: Target) -> None:
         for task in self._watches.pop(target, ()):
             task.cancel()
+        if not any(one.follower is not None for one in self.targets):
+            self.lane.reader = None
 
     def _changed(self) -> None:
         if self.lane.not_ready is None:
