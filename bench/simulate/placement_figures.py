@@ -130,9 +130,10 @@ def _comparable(outcomes: dict[str, Outcome], policy: str) -> bool:
 
 
 def _exceptions(kept: Kept) -> list[str]:
+    calm = sum(load <= _CALM and _comparable(outcomes, "held") for (_, _, load), outcomes in points(kept).items())
     found = worse(kept)
     if not found:
-        return ["`held` is nowhere."]
+        return [f"`held` is nowhere worse than that, in {calm} comparisons." if calm else "Nothing was run there."]
     return [
         f"- {case.name}, seed {seed}, load {load:g}: {name} {times:.2f} times the best's"
         for (case, seed, load), name, times in sorted(found, key=lambda one: -one[2])

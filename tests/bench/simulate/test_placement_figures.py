@@ -53,4 +53,6 @@ def test_a_page_has_every_run() -> None:
     assert "| 8 ours | held | 0.9 | 1 | 0.50 (0.50-0.50)" in text
     assert "| **held** | 0.9 | 1.00 |" in text and "| Dynamo | 0.9 | 2.00 |" in text and "| **lmetric** | 1 |" in text
     assert "12.50 requests/s" in text and "75.0%" in text
-    assert "Take care." in text and "`held` is nowhere." in text
+    assert "Take care." in text and "Nothing was run there." in text
+    calm = kept((1, 0.8, "held", 1.0, 0.9), (1, 0.8, "Dynamo", 2.0, 0.6))
+    assert "in 1 comparisons" in page(calm, "a machine")
