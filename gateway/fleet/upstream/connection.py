@@ -163,6 +163,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._alive = False
+        del self._parser  # it holds on to this object: without it, nothing is left for the garbage collector
         self.target.forget(self)
         receiver, self._receiver = self._receiver, None
         if receiver is None:
