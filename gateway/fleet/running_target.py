@@ -125,6 +125,7 @@ class RunningTarget:
             return model
         if self._name and self._adapters:  # who names the target means its adapter
             model = model.adapted(next(iter(self._adapters)), model.name)
+            model.parent = settings.model or model.parent
         self._on_model(self, model)
         for name in self._adapters if not self._name else ():
             adapted = self.models[name] = model.adapted(name, name)

@@ -40,7 +40,9 @@ class Gateway:
             writer.close()
 
     async def up(self, count: int) -> None:
-        while await self.served.metric("penstock_upstream_up") < count:
+        """Wait until so many upstreams are there and none is avoided."""
+        metric = self.served.metric
+        while await metric("penstock_upstream_up") < count or await metric("penstock_upstream_breaker"):
             await asyncio.sleep(0.02)
 
     @property

@@ -42,22 +42,30 @@ async def answer(talk: Talk) -> None:
 class Ending(Upstream):
     """One that can finish what it has."""
 
-    under_way = 0
+    def __init__(self, port: int) -> None:
+        super().__init__(port=port)
+        self.under_way = 0
+        self.idle: set[asyncio.StreamWriter] = set()
+        self.draining = False
 
     async def drain(self) -> None:
-        """Take no more connections; return when nothing is under way."""
+        """Take no more connections or requests; return when nothing is under way."""
         assert self._server is not None
         self._server.close()
+        self.draining = True
+        for writer in self.idle:
+            writer.close()
         while self.under_way:
             await asyncio.sleep(0.01)
         await self.stop()
 
 
 async def serve(port: int) -> None:
-    upstream = Ending(port=port)
+    upstream = Ending(port)
 
     async def counted(talk: Talk) -> None:
         upstream.under_way += 1
+        upstream.idle.discard(talk.writer)
         try:
             await answer(talk)
             await talk.writer.drain()
@@ -66,6 +74,10 @@ async def serve(port: int) -> None:
             raise
         finally:
             upstream.under_way -= 1
+            if upstream.draining:
+                talk.writer.close()
+            else:
+                upstream.idle.add(talk.writer)
 
     upstream.script = counted
     ended = asyncio.Event()
