@@ -1,11 +1,15 @@
 """The bench of the pass-through lane: its table, and the proxy that it measures against."""
 
 import asyncio
+import shutil
+import sys
 from typing import Any
+
+import pytest
 
 from bench.lane.bare import serve
 from bench.lane.report import markdown
-from bench.lane.rig import free_port, memory
+from bench.lane.rig import free_port, memory, router
 from tests.gateway.harness import read_answer, request_bytes, run
 from tests.gateway.lane.harness import CHAT, chat
 from tests.gateway.lane.upstream import Upstream
@@ -68,3 +72,9 @@ def test_memory_is_read() -> None:
     import os
 
     assert 5 < memory(os.getpid()) < 10_000
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="gateways are bound to a core by taskset")
+def test_a_router_that_ends_is_no_side() -> None:
+    with pytest.raises(RuntimeError, match="did not answer"), router([sys.executable, "-c", ""], free_port(), b"{}"):
+        pass
