@@ -39,6 +39,7 @@ from gateway.traffic.limits.table import MICRO, Use, refusal, standing, tighter
 
 _PREFIX: Final = "penstock:{limits}:"
 """Of all names in Redis. The braces keep them on one node of a cluster, as a script needs it."""
+_HOLDERS: Final = f"{_PREFIX}holders"
 _RETRY: Final = 1.0  # seconds between two tries while it is away
 _MOST: Final = 256  # asks in a call, so that others get their turn in between
 
@@ -120,6 +121,7 @@ class RedisStore:
         self._tallies: dict[str, _Tally] = {}
         self._changed: dict[str, None] = {}
         self._asks: list[_Ask] = []
+        self._left = False
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -147,14 +149,19 @@ class RedisStore:
 
     async def leave(self) -> None:
         """See `contract.Store`. What is not settled yet is free after ``ttl``."""
+        self._left = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         asks, self._asks = self._asks, []
         for ask in asks:
             self._decide(ask, Unknown("The server is shutting down."))
-        if self._changed and not self.away:
-            await self._exchange()
+        if self._task is not None and not self.away:
+            if self._changed:
+                await self._exchange()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(self._timeout):
+                    await self._redis.hdel(_HOLDERS, self._holder)
         await self._redis.aclose()
 
     # Alone
@@ -195,7 +202,7 @@ class RedisStore:
 
     async def _run(self) -> None:
         """Tell Redis what there is to tell, and that we live."""
-        while True:
+        while not self._left:  # cancelled in a call, the client may take that for a lost connection, and go on
             if self.away:
                 await asyncio.sleep(_RETRY)
             else:
@@ -224,7 +231,10 @@ class RedisStore:
             ]
         except Exception as error:  # whatever it is: those who wait must hear of it
             self._changed = changed | self._changed
-            self._lose(asks, error)
+            if self._left:
+                self._asks = asks + self._asks
+            else:
+                self._lose(asks, error)
             return
         except asyncio.CancelledError:
             self._changed = changed | self._changed
@@ -256,7 +266,7 @@ class RedisStore:
                 [(ask.tokens, [place[account.name] for account in ask.accounts]) for ask in asks],
             )
         )
-        keys = [f"{_PREFIX}holders", *(f"{_PREFIX}account:{name}" for name in names)]
+        keys = [_HOLDERS, *(f"{_PREFIX}account:{name}" for name in names)]
         if not self._sha:
             self._sha = await self._redis.script_load(SCRIPT)
         try:

