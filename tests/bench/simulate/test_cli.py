@@ -49,6 +49,20 @@ def test_the_files_are_a_runs(tmp_path: Path) -> None:
     assert run(*SMALL, "--out", str(tmp_path / "run")) == 2, "a folder with something in it is left alone"
 
 
+def test_placements_are_compared_in_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, out = tmp_path / "runs.jsonl", tmp_path / "page.md"
+    command = [
+        "--placement-figures", "--workloads", "documents", "--caches", "400000", "--workers", "2", "--requests", "60",
+        "--loads", "0.5", "--policies", "held,round robin", "--runs", str(runs), "--out", str(out),
+    ]  # fmt: skip
+    assert run(*command, "--seconds", "1e-9") == 0
+    assert "there is more to do" in capsys.readouterr().err and not runs.exists()
+    assert run(*command) == 0
+    assert len(runs.read_bytes().splitlines()) == 3
+    assert "| **held** | 0.5 |" in out.read_text() and out.read_text() in capsys.readouterr().out
+    assert run(*command[:-4], "--policies", "best") == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
