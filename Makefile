@@ -65,7 +65,7 @@ test-gpu: $(VENV)/.dev  ## kernels, models and engine on this machine's GPU, whi
 
 test-vllm: $(VENV)/.dev  ## the worker whose engine is vLLM, and vLLM as an upstream, with a real one (VLLM_PYTHON=…: a Python that has it)
 	@test -n "$(VLLM_PYTHON)" || { echo "penstock: say which Python has vLLM: make test-vllm VLLM_PYTHON=…" >&2; exit 1; }
-	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/engine/test_vllm.py tests/engine/test_vllm_worker.py tests/engine/test_vllm_serve.py tests/gateway/fleet/test_vllm_upstreams.py tests/gateway/fleet/test_vllm_endpoints.py $(ARGS)
+	VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest tests/engine/test_vllm.py tests/engine/test_vllm_worker.py tests/engine/test_vllm_serve.py tests/engine/test_vllm_adapters.py tests/gateway/fleet/test_vllm_upstreams.py tests/gateway/fleet/test_vllm_endpoints.py $(ARGS)
 
 fuzz: $(VENV)/.dev  ## 100,000 bodies of all kinds against a real server (ARGS="--bodies 5000 --seed 2")
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -71,6 +71,7 @@ class Roster:
         if not self._adapters:
             self._join(worker, hello)
         elif worker.link is not None:
+            worker.settled.clear()
             task = asyncio.get_running_loop().create_task(self._prepare(worker, worker.link, hello))
             self._loading[f"worker {worker.name}"] = task
 
@@ -91,6 +92,7 @@ class Roster:
         except WorkerLost:
             log.debug("worker=%s was lost while it loaded adapters", worker.name)
         finally:
+            worker.settled.set()
             self._loading.pop(f"worker {worker.name}", None)
 
     def _join(self, worker: Worker, hello: Hello) -> None:

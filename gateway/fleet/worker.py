@@ -62,6 +62,8 @@ class Worker:
         self.state = "starting"
         self.reason = ""
         self.greeted = asyncio.Event()
+        self.settled = asyncio.Event()
+        """Set once it has all that it needs for requests, or can't have it: its watcher may clear and set it."""
         self.lost = asyncio.Event()
         self.watcher = watcher
         self._metrics = metrics
@@ -105,6 +107,7 @@ class Worker:
         """
         self.lost.clear()
         self.greeted.clear()
+        self.settled.clear()
         link = await connect(address, self, secret, tls)
         self._link = link if link.connected else None  # it may have been lost meanwhile
 
@@ -176,6 +179,7 @@ class Worker:
         self._suspect = self._draining = False
         self._metrics.worker_up(self.name, True)
         self.greeted.set()
+        self.settled.set()
         if self.watcher is not None:
             self.watcher.worker_up(self)
 

@@ -134,10 +134,12 @@ class WorkerProcess:
             return  # it is being started as it is
         self._restarting = True
         self.worker.greeted.clear()
+        self.worker.settled.clear()
         self.worker.drain()
         if not await _exited(process, timeout):
             await _end(process)
         await self.worker.greeted.wait()
+        await self.worker.settled.wait()
 
     def kill(self) -> None:
         """End the worker at once, without waiting."""

@@ -1,6 +1,7 @@
 """``penstock serve --engine vllm`` as a client sees it: ``make test-vllm VLLM_PYTHON=…``."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -84,7 +85,22 @@ def test_embeddings_are_refused(client: OpenAI) -> None:
         client.embeddings.create(model=MODEL, input="Hello")
 
 
-def test_a_worker_killed_in_the_middle_of_answers_loses_none(served: Serving, client: OpenAI) -> None:
+def test_a_client_that_leaves_frees_its_worker(served: Serving, client: OpenAI) -> None:
+    stream = client.completions.create(
+        model=MODEL, prompt="Once", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    deadline = time.monotonic() + 20
+    while served.metric("penstock_worker_running") or served.metric("penstock_worker_kv_used_tokens"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_harmed_in_the_middle_of_answers_loses_none(
+    served: Serving, client: OpenAI, harm: signal.Signals
+) -> None:
     expected = [story(client, number) for number in range(6)]
     assert {tokens for _, tokens in expected} == {400}
     found: dict[int, tuple[str, int]] = {}
@@ -101,14 +117,39 @@ def test_a_worker_killed_in_the_middle_of_answers_loses_none(served: Serving, cl
         assert time.monotonic() < deadline
         time.sleep(0.02)
     below = before[0].children(recursive=True)
-    before[0].kill()
+    before[0].send_signal(harm)
     for thread in threads:
         thread.join(120)
     assert [found[number] for number in range(6)] == expected
-    _, alive = psutil.wait_procs(below, timeout=10)
+    _, alive = psutil.wait_procs(below, timeout=20)
     assert alive == []
     deadline = time.monotonic() + 200
     while sum(worker.is_running() for worker in workers(served)) < 2 or served.metric("penstock_worker_up") < 2:
         assert time.monotonic() < deadline, "another worker takes its place"
         time.sleep(0.5)
     assert story(client, 0) == expected[0]
+
+
+def test_a_rolling_restart_under_load_fails_nothing(served: Serving, client: OpenAI) -> None:
+    expected = [story(client, number) for number in range(2)]
+    before = workers(served)
+    ended = threading.Event()
+    found: list[tuple[int, tuple[str, int]]] = []
+
+    def ask(number: int) -> None:
+        while not ended.is_set():
+            found.append((number, story(client, number)))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    served.process.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + 400
+    while any(worker.is_running() for worker in before) or served.metric("penstock_worker_up") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    ended.set()
+    for thread in threads:
+        thread.join(120)
+    assert {number for number, _ in found} == {0, 1}
+    assert [one for one in found if one[1] != expected[one[0]]] == []

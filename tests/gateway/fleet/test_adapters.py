@@ -29,8 +29,9 @@ def test_every_worker_has_them_before_its_first_request_and_after_its_return(
             first.adapters.clear()
             first.drop()
             await found.workers[0].lost.wait()
-            while "w0" not in found.fleet._placer.workers:
-                await asyncio.sleep(0.005)
+            found.workers[0].settled.clear()
+            await found.workers[0].settled.wait()
+            assert "w0" in found.fleet._placer.workers
             assert first.adapters == ADAPTERS
 
     run(scenario())
