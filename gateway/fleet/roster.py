@@ -71,7 +71,7 @@ class Roster:
         if not self._adapters:
             self._join(worker, hello)
         elif worker.link is not None:
-            worker.settled.clear()
+            worker.preparing = True
             task = asyncio.get_running_loop().create_task(self._prepare(worker, worker.link, hello))
             self._loading[f"worker {worker.name}"] = task
 
@@ -92,6 +92,7 @@ class Roster:
         except WorkerLost:
             log.debug("worker=%s was lost while it loaded adapters", worker.name)
         finally:
+            worker.preparing = False
             worker.settled.set()
             self._loading.pop(f"worker {worker.name}", None)
 

@@ -63,7 +63,9 @@ class Worker:
         self.reason = ""
         self.greeted = asyncio.Event()
         self.settled = asyncio.Event()
-        """Set once it has all that it needs for requests, or can't have it: its watcher may clear and set it."""
+        """Set once it has all that it needs for requests, or can't have it."""
+        self.preparing = False
+        """Whether its watcher still gives it what it needs, and will set `settled`."""
         self.lost = asyncio.Event()
         self.watcher = watcher
         self._metrics = metrics
@@ -179,9 +181,11 @@ class Worker:
         self._suspect = self._draining = False
         self._metrics.worker_up(self.name, True)
         self.greeted.set()
-        self.settled.set()
+        self.preparing = False
         if self.watcher is not None:
             self.watcher.worker_up(self)
+        if not self.preparing:
+            self.settled.set()
 
     def on_load(self, load: Load) -> None:
         if load == self.load:
