@@ -41,7 +41,7 @@ ACCOUNT = Account(
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One figure, in microseconds: the median of CPU time (of Redis: wall time), and wall time at its 99th percentile."""
+    """One figure, in microseconds: the median of CPU time (of Redis: wall), and the 99th percentile of wall time."""
 
     what: str
     median: float
