@@ -14,10 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.redis_server import RedisServer, find
+from gateway.traffic.keys import Key, Keyring, hash_key
 from gateway.traffic.limits import redis_store
 from gateway.traffic.limits.contract import Granted, Refused, Reservation, Standing, Unknown, Verdict
 from gateway.traffic.limits.limit import Account, Limits, Rate
 from gateway.traffic.limits.redis_store import RedisStore, part
+from tests.gateway.harness import run
+from tests.gateway.lane.harness import chat, lane
+from tests.gateway.lane.upstream import Upstream
 from tests.gateway.traffic.limits.test_counting import never
 
 
@@ -328,3 +332,22 @@ def test_a_part_is_rounded_up() -> None:
     limits = Limits(requests=Rate(10, 60), tokens=Rate(100, 60), concurrent=2, tokens_per_day=7)
     assert part(limits, 3) == Limits(requests=Rate(4, 60), tokens=Rate(34, 60), concurrent=1, tokens_per_day=3)
     assert part(Limits(concurrent=1), 3) == Limits(concurrent=1)
+
+
+async def two_gateways(server: RedisServer) -> None:
+    limits = Limits(requests=Rate(3, 3600), concurrent=2)
+    ring = Keyring([(hash_key(b"sk"), Key(id="team", limits=limits))])
+    sent = {"authorization": "Bearer sk"}
+    async with Upstream() as upstream, lane(upstream) as one, lane(upstream) as other, stores(server, 2) as made:
+        for gateway, store in zip((one, other), made, strict=True):
+            gateway.context.keys, gateway.context.limits.store = ring, store
+        answers = [await gateway.post(chat(), **sent) for gateway in (one, other, one, other)]
+        assert [answer.status for answer in answers] == [200, 200, 200, 429]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["2", "1", "0", "0"]
+        server.kill()
+        answers = [await gateway.post(chat(), **sent) for gateway in (one, other)]
+        assert [answer.status for answer in answers] == [200, 200]  # open: each has its part
+
+
+def test_gateways_on_several_hosts_count_together(server: RedisServer) -> None:
+    run(two_gateways(server))
