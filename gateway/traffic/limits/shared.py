@@ -8,6 +8,7 @@ Since the table is a file, a day's budget is not forgotten by a restart.
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import time
@@ -25,7 +26,11 @@ _ROWS: Final = 16_384
 _HOLDERS: Final = 64
 _HEADER: Final = 1 + _HOLDERS  # words: the columns in use, and whether each place has been taken
 _WIDTH: Final = COMMON + 2 * _HOLDERS
+_PATIENCE: Final = 0.25  # seconds to wait for the lock: far more than a busy machine keeps a process from running
+_PAUSE: Final = 20e-6
 _SIZE: Final = 8 * (_HEADER + _ROWS + _ROWS * _WIDTH)  # bytes; the file has holes where nothing was written
+
+log = logging.getLogger(__name__)
 
 
 class LimitsError(OSError):
@@ -33,15 +38,40 @@ class LimitsError(OSError):
 
 
 class _Lock:
-    """Whoever is inside is the only one on this host. Not for several threads."""
+    """Whoever is inside is the only one on this host. Not for several threads.
 
-    __slots__ = ("_file",)
+    Who is inside stays a few microseconds there, unless the system has stopped it (a debugger, a frozen container). For
+    its sake nobody stops as well: after `_PATIENCE` the others go on without the lock, until they get it again. What
+    two of them do within the same microseconds may then be counted once.
+    """
+
+    __slots__ = ("_file", "_patience")
 
     def __init__(self, file: int) -> None:
         self._file = file
+        self._patience = _PATIENCE
 
     def __enter__(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        if self._take():
+            self._patience = _PATIENCE
+        elif self._patience:
+            self._wait()
+
+    def _take(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _wait(self) -> None:
+        until = time.monotonic() + self._patience
+        while time.monotonic() < until:
+            time.sleep(_PAUSE)
+            if self._take():
+                return
+        self._patience = 0.0
+        log.error("another process has kept the limits' lock for %g s: they are counted without it", _PATIENCE)
 
     def __exit__(self, *_: object) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)

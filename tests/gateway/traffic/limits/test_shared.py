@@ -1,5 +1,6 @@
 """Limits of several processes of one host: real processes, of which some are killed."""
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -98,6 +99,22 @@ def test_processes_killed_in_the_middle_of_it_leave_the_table_right(
     assert isinstance(verdict, Granted)
     assert verdict.tokens is not None
     assert verdict.tokens.limit - 500 * 5 * 2 <= verdict.tokens.remaining <= verdict.tokens.limit - 10
+    store.close()
+
+
+def test_a_process_that_was_stopped_inside_stops_nobody_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = SharedStore(tmp_path)
+    account = Account("team-a", Limits(concurrent=200))
+    with (tmp_path / "table-1").open("rb") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        for _ in range(100):
+            assert isinstance(store.reserve((account,), 1, never), Granted)
+        assert len(caplog.records) == 1, "they waited one after the other"
+        fcntl.flock(stopped, fcntl.LOCK_UN)
+        for _ in range(100):
+            assert isinstance(store.reserve((account,), 1, never), Granted)
+        fcntl.flock(stopped, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is given back each time
+    assert isinstance(store.reserve((account,), 1, never), Refused)
     store.close()
 
 
