@@ -115,6 +115,7 @@ def main() -> int:
         "--sglang-router", metavar="PYTHON", help="the Python that has sglang-router; default: without it"
     )
     parser.add_argument("--vllm-router", metavar="PYTHON", help="the Python that has vllm-router; default: without it")
+    parser.add_argument("--note", metavar="TEXT", help="what should be known of the circumstances; it goes on the page")
     parser.add_argument("--policy", default="cache_aware", help="those routers' policy; default: cache_aware")
     parser.add_argument(
         "--memory", action="store_true", help="measure the growth of memory instead, beside figures that are there"
@@ -139,6 +140,7 @@ def main() -> int:
                 "versions": {name: version_of(name) for name in ("uvicorn", "uvloop", "httptools", "msgspec")}
                 | {"python": sys.version.split()[0]}
                 | {side.package: version(side) for side in others},
+                "note": args.note or "",
                 "sides": sides(rig, args.seconds, args.placement, others),
             }
     args.out.write_text(json.dumps(found, indent=1) + "\n")

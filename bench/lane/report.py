@@ -27,6 +27,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}. One core for the gateway, one for "
         "upstreams and load generator. 1 KB in, 611 B out, unless a column says otherwise."
     )
+    if found.get("note"):
+        yield from ("", found["note"])
     yield ""
     yield (
         "| side | requests/s, 64 connections | CPU µs/request | 1 connection p50 / p99 µs | added p50 / p99 µs | "
