@@ -74,8 +74,7 @@ def test_a_model_that_is_still_to_come_is_told_from_one_that_is_not(model_folder
                     context.model(name)
                 assert refused.value.status == status
             context.models["later"] = gateway.model.named("later")
-            assert context.not_ready is None
-            assert (context.model("later").name, context.model("fake").name) == ("later", "fake")
+            assert (context.not_ready, context.model("later").name, context.model("fake").name) == (None, "later", "fake")
             assert context.names() == ["fake", "later"]
 
     run(scenario())
