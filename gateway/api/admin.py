@@ -19,5 +19,5 @@ async def reload(context: Context, exchange: Exchange) -> None:
     try:
         changes = await context.reload()
     except ReloadError as error:
-        raise errors.ApiError(422, f"Nothing has changed: {error}", code="invalid_configuration") from error
+        raise errors.invalid_configuration(str(error)) from error
     await exchange.reply(200, _encode(Reloaded(changes)))

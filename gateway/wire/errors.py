@@ -250,6 +250,21 @@ def overloaded(retry_after: float, message: str = "The server's queue is full.")
     )
 
 
+def rate_limit_exceeded(kind: str, message: str, headers: dict[str, str]) -> ApiError:
+    """429: a limit of the key is reached. ``kind``, ``requests`` or ``tokens``, is the error's type, as OpenAI has it."""
+    return ApiError(429, message, type=kind, code="rate_limit_exceeded", headers=headers)
+
+
+def insufficient_quota(message: str, headers: dict[str, str]) -> ApiError:
+    """429: the key's budget of the day is used up."""
+    return ApiError(429, message, type="insufficient_quota", code="insufficient_quota", headers=headers)
+
+
+def invalid_configuration(message: str) -> ApiError:
+    """422: the configuration file can't be put into force."""
+    return ApiError(422, f"Nothing has changed: {message}", code="invalid_configuration")
+
+
 def unavailable(message: str, retry_after: float | None = None) -> ApiError:
     """503: nobody can answer now; ``message`` says why."""
     headers = {} if retry_after is None else {"retry-after": str(max(1, math.ceil(retry_after)))}

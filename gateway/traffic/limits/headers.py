@@ -9,7 +9,7 @@ _WHAT = {
     "requests": ("requests", "on requests"),
     "tokens": ("tokens", "on tokens"),
     "concurrent": ("requests", "on requests at the same time"),
-    "day": ("insufficient_quota", "on tokens per day"),
+    "day": ("", "on tokens per day"),
 }
 
 
@@ -52,6 +52,7 @@ def limit_error(refused: Refused) -> errors.ApiError:
     else:
         headers["retry-after"] = str(max(1, math.ceil(refused.retry_after)))
         advice = f"Please try again in {duration(refused.retry_after)}."
-    code = "insufficient_quota" if refused.limited == "day" else "rate_limit_exceeded"
     message = f"Rate limit reached for this API key {on}: {used} {advice}"
-    return errors.ApiError(429, message, type=kind, code=code, headers=headers)
+    if refused.limited == "day":
+        return errors.insufficient_quota(message, headers)
+    return errors.rate_limit_exceeded(kind, message, headers)

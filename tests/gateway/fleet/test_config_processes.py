@@ -174,7 +174,9 @@ def test_targets_of_both_kinds_come_and_go_under_load(tmp_path: Path, simulated:
             while 'worker="demo-0"' in (page := (await client.get("/metrics")).text):
                 await asyncio.sleep(0.1)
             assert 'penstock_worker_up{worker="demo-1"} 1.0' in page
-            assert f'penstock_upstream_up{{upstream="first/127.0.0.1:{second.port}"}} 1.0' in page
+            up = f'penstock_upstream_up{{upstream="first/127.0.0.1:{second.port}"}} 1.0'
+            while up not in (await client.get("/metrics")).text:
+                await asyncio.sleep(0.1)
         await drained(gateway, names)
 
     async def whole() -> str:

@@ -14,9 +14,11 @@ from tests.gateway.lane.upstream import Script, Talk, Upstream
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # what other tests left is not to be looked through again and again
     gc.disable()
     yield
     gc.enable()
+    gc.unfreeze()
 
 
 def alive(wanted: dict[int, type]) -> list[object]:

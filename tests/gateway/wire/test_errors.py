@@ -38,6 +38,11 @@ ALL: list[tuple[ApiError, int, str, str | None]] = [
     (errors.unavailable("starting"), 503, "unavailable", None),
     (errors.internal_error(), 500, "internal_error", None),
     (errors.invalid_key("No API key was sent."), 401, "invalid_api_key", None),
+    (errors.model_not_allowed("x"), 403, "model_not_allowed", "model"),
+    (errors.not_allowed("create batches"), 403, "not_allowed", None),
+    (errors.rate_limit_exceeded("tokens", "Limit 8.", {}), 429, "rate_limit_exceeded", None),
+    (errors.insufficient_quota("Limit 8.", {}), 429, "insufficient_quota", None),
+    (errors.invalid_configuration("it is no YAML"), 422, "invalid_configuration", None),
     (errors.bad_upstream("It broke off."), 502, "bad_upstream", None),
     (errors.upstream_timeout("It fell silent."), 504, "upstream_timeout", None),
 ]
@@ -50,7 +55,8 @@ def test_shape(error: ApiError, status: int, code: str, param: str | None) -> No
     assert (error.status, body["error"]["code"], body["error"]["param"]) == (status, code, param)
     assert (error.code, error.param, error.message) == (code, param, str(error)) and error.message
     other = {429: "rate_limit_error"} | dict.fromkeys((500, 502, 503, 504), "server_error")
-    assert body["error"]["type"] == other.get(status, "invalid_request_error")
+    limits = {"rate_limit_exceeded": "tokens", "insufficient_quota": "insufficient_quota"}  # OpenAI's own types
+    assert body["error"]["type"] == limits.get(code, other.get(status, "invalid_request_error"))
     assert error.body is error.body  # encoded once
 
 
