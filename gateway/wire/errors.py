@@ -251,7 +251,7 @@ def overloaded(retry_after: float, message: str = "The server's queue is full.")
 
 
 def rate_limit_exceeded(kind: str, message: str, headers: dict[str, str]) -> ApiError:
-    """429: a limit of the key is reached. ``kind``, ``requests`` or ``tokens``, is the error's type, as OpenAI has it."""
+    """429: a limit of the key is reached. ``kind`` is the type, as OpenAI has it: ``requests`` or ``tokens``."""
     return ApiError(429, message, type=kind, code="rate_limit_exceeded", headers=headers)
 
 
