@@ -14,7 +14,6 @@ from gateway.fleet.upstream.connection import Connection, Fault
 from gateway.fleet.upstream.target import Target
 from gateway.lane.answer_so_far import AnswerSoFar
 from gateway.lane.stream import ENDS, Stream, Writer
-from gateway.wire import errors
 
 if TYPE_CHECKING:
     from gateway.lane.exchange import Exchange
@@ -147,8 +146,7 @@ class Continuation:
             connection.close()
             self.on_fault(connection, fault)
         except Exception:
-            log.exception("request=%s path=%s status=500", self._exchange.request_id.decode(), self._exchange.endpoint)
-            self._exchange.interrupt(errors.internal_error())
+            self._exchange.crashed()
 
     def _take(self, connection: Connection, data: bytes, ended: bool) -> None:
         if not self._begun:

@@ -141,8 +141,7 @@ class Exchange:
         except errors.ApiError as error:
             self._fail(error)
         except Exception:
-            log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
-            self.interrupt(errors.internal_error())
+            self.crashed()
 
     def refuse(self, error: errors.ApiError) -> None:
         """Answer with an error, whether the body is complete or not."""
@@ -172,6 +171,11 @@ class Exchange:
         """End it now, with an error."""
         self._close_attempts()
         self._break(error)
+
+    def crashed(self) -> None:
+        """A fault of ours, the exception at hand, ends it."""
+        log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
+        self.interrupt(errors.internal_error())
 
     def expire(self, now: float) -> None:
         """Give up attempts that have been silent for too long."""
@@ -205,6 +209,7 @@ class Exchange:
         self.model = model
         self.label = model if lane.named else ""  # names that clients make up are no labels
         ready = lane.ready(model, self._received)
+        lane.check_room()
         if ready[0].models:
             self.label = model
         if lane.model is not None:
@@ -229,12 +234,13 @@ class Exchange:
                 return
             self._client = self._meter = Meter(self._client, entry, prompt, 0 if skimmed.stream else answer)
             try:
-                self._queue(skimmed, self._lane.ready(self.model, perf_counter()))
+                ready = self._lane.ready(self.model, perf_counter())
+                self._lane.check_room()
+                self._queue(skimmed, ready)
             except errors.ApiError as error:
                 self._fail(error)
             except Exception:
-                log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
-                self.interrupt(errors.internal_error())
+                self.crashed()
 
         entry = self._lanes.context.limits.let_in(key, accounts, prompt + answer, entered)
         if entry is not None:
@@ -243,7 +249,7 @@ class Exchange:
     def _queue(self, skimmed: Skimmed, ready: list[Target]) -> None:
         """Find out what placement wants to know of the request, and place it."""
         lanes, lane = self._lanes, self._lane
-        lanes.context.queued += 1
+        lane.arrived()
         self._queued = True
         self.prompt = prompt = lane.prompt(skimmed)
         if lane.targets.continuing and skimmed.stream:
@@ -300,8 +306,7 @@ class Exchange:
             self._fail(error)
         except Exception:
             self._reading = None
-            log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
-            self.interrupt(errors.internal_error())
+            self.crashed()
 
     # Attempts
 
@@ -403,8 +408,7 @@ class Exchange:
             connection.close()
             self.on_fault(connection, fault)
         except Exception:
-            log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
-            self.interrupt(errors.internal_error())
+            self.crashed()
 
     def on_fault(self, connection: Connection, fault: Fault) -> None:
         target = connection.target

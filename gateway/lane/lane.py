@@ -79,17 +79,28 @@ class Lane:
         """The targets that a request for ``model`` may go to: at least one.
 
         Raises:
-            ApiError: 404, nobody serves the model; 503, nobody who does can be reached; 429, too many wait already.
+            ApiError: 404, nobody serves the model; 503, nobody who does can be reached.
         """
         found = self.targets.ready(model, now)
         if not found:
             raise self._nobody(model, now)
-        self._retries.request()
+        return found
+
+    def check_room(self) -> None:
+        """See that one more request may wait.
+
+        Raises:
+            ApiError: 429, too many wait already.
+        """
         context = self.context
         if context.queued >= context.max_queue:
             context.metrics.refused.inc()
             raise errors.overloaded(1.0)
-        return found
+
+    def arrived(self) -> None:
+        """A request waits from now on."""
+        self._retries.request()
+        self.context.queued += 1
 
     def prompt(self, skimmed: Skimmed) -> Prompt:
         """What placement looks at."""

@@ -124,6 +124,16 @@ def test_a_prompt_goes_where_it_is_cached_and_what_was_believed_is_counted(token
     run(scenario())
 
 
+def test_who_has_the_last_place_in_the_queue_keeps_it_while_its_prompt_is_read() -> None:
+    async def scenario() -> None:
+        async with two() as (one, other, gateway):
+            gateway.lanes.context.max_queue = 1
+            assert (await gateway.post(chat(PROMPT))).status == 200
+            assert one.answered + other.answered == 1
+
+    run(scenario())
+
+
 def test_a_gap_is_replayed_and_one_that_can_not_be_leaves_nothing_believed() -> None:
     async def scenario() -> None:
         async with two() as (_, other, gateway):
