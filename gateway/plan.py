@@ -216,19 +216,20 @@ def _native(settings: Settings, name: str, target: NativeTarget | VllmTarget) ->
 
 def _missing_secrets(config: Config, document: Document) -> Iterator[Fault]:
     """Environment variables that should be there and aren't."""
-    if config.limits.redis_env is not None:
-        try:
-            secret("redis_env", config.limits.redis_env)
-        except SettingsError as error:
-            yield document.fault(("limits", "redis_env"), str(error))
+    yield from _missing_secret(document, ("limits", "redis_env"), config.limits.redis_env)
     for name, target in config.targets.items():
         if isinstance(target, OpenAITarget):
-            if target.api_key_env is not None:
-                try:
-                    secret("api_key_env", target.api_key_env)
-                except SettingsError as error:
-                    yield document.fault(("targets", name, "api_key_env"), str(error))
+            yield from _missing_secret(document, ("targets", name, "api_key_env"), target.api_key_env)
         elif target.secret_env is not None and not os.environ.get(target.secret_env):
             yield document.fault(
                 ("targets", name, "secret_env"), f"the environment variable {target.secret_env} is empty or not set"
             )
+
+
+def _missing_secret(document: Document, path: tuple[str, ...], variable: str | None) -> Iterator[Fault]:
+    """The fault of a field that names a variable without a key in it."""
+    if variable is not None:
+        try:
+            secret(path[-1], variable)
+        except SettingsError as error:
+            yield document.fault(path, str(error))

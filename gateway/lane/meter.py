@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from gateway.lane.placing import BYTES_PER_TOKEN
 from gateway.lane.scan import Skimmed, Tally
 from gateway.telemetry.metrics import Outcome
 from gateway.traffic.limits.limiter import UNSAID, Counted
@@ -17,7 +18,6 @@ from gateway.traffic.limits.limiter import UNSAID, Counted
 if TYPE_CHECKING:
     from gateway.lane.exchange import Client
 
-_BYTES_PER_TOKEN: Final = 4
 _OTHER_EVENTS: Final = 2
 """Of a stream's events have no token: the role's, and the last one."""
 _NO_ANSWER: Final = frozenset({"/v1/embeddings", "/v1/messages/count_tokens"})
@@ -39,7 +39,7 @@ _asked: Final = msgspec.json.Decoder(_Asked)
 def estimated_prompt(skimmed: Skimmed) -> int:
     """About how many tokens a prompt has."""
     parts = (skimmed.system, skimmed.instructions, skimmed.messages, skimmed.prompt, skimmed.input)
-    return sum(len(memoryview(part)) for part in parts) // _BYTES_PER_TOKEN + 1
+    return sum(len(memoryview(part)) for part in parts) // BYTES_PER_TOKEN + 1
 
 
 def longest_answer(endpoint: str, body: bytes) -> int:
@@ -108,4 +108,4 @@ class Meter:
             return self._prompt + max(0, self._events - _OTHER_EVENTS)
         if outcome == "disconnected":
             return self._prompt + self._answer
-        return self._prompt + self._size // _BYTES_PER_TOKEN if status < 400 else 0
+        return self._prompt + self._size // BYTES_PER_TOKEN if status < 400 else 0

@@ -11,12 +11,11 @@ from typing import Final
 
 from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.target import Target
-from gateway.lane.placing import Placing, Prompt
+from gateway.lane.placing import BYTES_PER_TOKEN, Placing, Prompt
 from gateway.lane.precise import Precise
 from scheduler.placement import Job, Placed, PlacementConfig, Placer, Report, WorkerInfo
 
 _CHAIN: Final = "text"
-_BYTES_PER_TOKEN: Final = 4
 _BLOCK_TOKENS: Final = 128  # what a fingerprint stands for on average; pieces grow
 
 
@@ -42,7 +41,7 @@ class ByPlacer:
             self._tell(target, now)
         job = Job(
             uid=uid,
-            prompt_tokens=max(1, prompt.size // _BYTES_PER_TOKEN),
+            prompt_tokens=max(1, prompt.size // BYTES_PER_TOKEN),
             chains={_CHAIN: prompt.chain} if self.fingerprints else {},
             session=prompt.session,
             arrival=now,

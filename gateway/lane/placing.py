@@ -19,7 +19,8 @@ from gateway.fleet.upstream.target import Target
 from gateway.lane.fingerprints import NONE, PIECE_ENDS
 from scheduler.prefix_index import WORKERS, PrefixIndex
 
-_BYTES_PER_TOKEN: Final = 4
+BYTES_PER_TOKEN: Final = 4
+"""About, where nothing is tokenised."""
 _BLOCKS: Final = 65_536  # remembered of a target that doesn't say how large its cache is
 _BLOCK_BYTES: Final = 512  # what a piece stands for on average, where it does
 _DEAREST: Final = 12.0
@@ -216,7 +217,7 @@ class CacheAware:
         if len(self._indexed) < WORKERS:
             kv_tokens = target.load.kv_tokens if target.load is not None else 0
             self._sets.clear()
-            self._index.add(target.name, kv_tokens * _BYTES_PER_TOKEN // _BLOCK_BYTES or _BLOCKS)
+            self._index.add(target.name, kv_tokens * BYTES_PER_TOKEN // _BLOCK_BYTES or _BLOCKS)
             self._indexed.add(target.name)
 
     def removed(self, target: Target) -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from gateway.traffic.limits.contract import Decided, Granted, Refused, Reservation, Standing, Verdict
 from gateway.traffic.limits.limit import Account
-from gateway.traffic.limits.table import MICRO, Table, refusal, standing, tighter
+from gateway.traffic.limits.table import MICRO, Table, refusal, standing, standings, tighter
 
 
 class TableStore(ABC):
@@ -35,19 +35,18 @@ class TableStore(ABC):
     def _reserve(self, accounts: tuple[Account, ...], tokens: int) -> Verdict:
         table = self._table
         now = int(self._clock() * MICRO)
+        requests: Standing | None
+        rate: Standing | None
         uses = []
         for name, limits in accounts:
             row = self._row(name)
             use = table.use(row, limits, now)
             refused = refusal(use, limits, tokens)
             if refused is not None:
-                return refused._replace(
-                    requests=standing(use.requests, limits.requests),
-                    tokens=standing(use.tokens + use.held * MICRO, limits.tokens),
-                )
+                requests, rate = standings(use, limits)
+                return refused._replace(requests=requests, tokens=rate)
             uses.append((row, use, limits))
-        requests: Standing | None = None
-        rate: Standing | None = None
+        requests = rate = None
         for row, use, limits in uses:
             table.hold(row, use, tokens)
             requests = tighter(requests, standing(use.requests + MICRO, limits.requests))

@@ -41,6 +41,11 @@ class Evidence:
         most = max(self.state)
         return most + log(sum(exp(part - most) for part in self.state))
 
+    @property
+    def capital(self) -> float:
+        """All capital together; beyond e ** 700 it isn't told apart any more."""
+        return exp(min(self.log_capital, 700.0))
+
 
 class RankEvidence(Evidence):
     """Against: canary values, divided by ``ratio``, don't tend to rank above control values of the same block.

@@ -8,7 +8,8 @@ shown yet, and the rollout holds.
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from math import exp, log
 from statistics import fmean, median
 from typing import Final, Literal
@@ -84,18 +85,15 @@ class Guard(ABC):
         self._worse.append(self._bets_on_worse())
         self._harmless = self._bets_on_harmless()
 
+    @abstractmethod
     def add(self, block: Compared) -> None:
         """Take in a block."""
-        for bets in (*self._worse, self._harmless):
-            self._feed(bets, block)
-        self._count(block)
 
     @property
     def worse(self) -> float:
         """The capital of bets that the canary is worse; at most 1 / alpha, but for a chance of alpha, if it is not."""
         return sum(
-            share * fmean(exp(min(bet.log_capital, 700.0)) for bet in bets)
-            for share, bets in zip(self._stakes, self._worse, strict=True)
+            share * fmean(bet.capital for bet in bets) for share, bets in zip(self._stakes, self._worse, strict=True)
         )
 
     @property
@@ -125,11 +123,9 @@ class Guard(ABC):
     @abstractmethod
     def _bets_on_harmless(self) -> list[Evidence]: ...
 
-    @abstractmethod
-    def _feed(self, bets: Sequence[Evidence], block: Compared) -> None: ...
-
-    @abstractmethod
-    def _count(self, block: Compared) -> None: ...
+    def _bets(self) -> Iterator[Evidence]:
+        """All that are running."""
+        return chain(*self._worse, self._harmless)
 
 
 class ValueGuard(Guard):
@@ -141,7 +137,18 @@ class ValueGuard(Guard):
 
     @property
     def harmless(self) -> float:
-        return min(exp(min(bet.log_capital, 700.0)) for bet in self._harmless)
+        return min(bet.capital for bet in self._harmless)
+
+    def add(self, block: Compared) -> None:
+        control, canary = (_values(arm, self.name) for arm in block)
+        if not control or not canary:
+            return
+        for bet in self._bets():
+            assert isinstance(bet, RankEvidence)
+            bet.add(control, canary)
+        if (usual := median(control)) > 0 and (its := median(canary)) > 0:
+            self._numbers[0] += log(its / usual)
+            self._numbers[1] += 1
 
     def describe(self) -> str:
         sum_of_logs, blocks, *_ = self._numbers
@@ -149,12 +156,12 @@ class ValueGuard(Guard):
         return f"{self.name} {ratio:.2f} times the control's (medians, {blocks:.0f} comparisons)"
 
     def _bets_on_worse(self) -> list[Evidence]:
-        return self._bets(self.max_regression, worse=True)
+        return self._bets_at(self.max_regression, worse=True)
 
     def _bets_on_harmless(self) -> list[Evidence]:
-        return self._bets(self.exclude, worse=False)
+        return self._bets_at(self.exclude, worse=False)
 
-    def _bets(self, margin: float, *, worse: bool) -> list[Evidence]:
+    def _bets_at(self, margin: float, *, worse: bool) -> list[Evidence]:
         """What is bet on at the upper margin, where lower is better, and at the lower one, where higher is."""
         bets: list[Evidence] = []
         if self._better != "higher":
@@ -162,19 +169,6 @@ class ValueGuard(Guard):
         if self._better != "lower":
             bets.append(RankEvidence(1.0 / (1.0 + margin), below=worse))
         return bets
-
-    def _feed(self, bets: Sequence[Evidence], block: Compared) -> None:
-        control, canary = _values(block.control, self.name), _values(block.canary, self.name)
-        if control and canary:
-            for bet in bets:
-                assert isinstance(bet, RankEvidence)
-                bet.add(control, canary)
-
-    def _count(self, block: Compared) -> None:
-        control, canary = _values(block.control, self.name), _values(block.canary, self.name)
-        if control and canary and (usual := median(control)) > 0 and (its := median(canary)) > 0:
-            self._numbers[0] += log(its / usual)
-            self._numbers[1] += 1
 
 
 class EventGuard(Guard):
@@ -192,7 +186,16 @@ class EventGuard(Guard):
 
     @property
     def harmless(self) -> float:
-        return fmean(exp(min(bet.log_capital, 700.0)) for bet in self._harmless)
+        return fmean(bet.capital for bet in self._harmless)
+
+    def add(self, block: Compared) -> None:
+        numbers = self._numbers_of(block)
+        for bet in self._bets():
+            if isinstance(bet, EventEvidence):
+                bet.add(*numbers)
+            elif isinstance(bet, RateEvidence):
+                bet.add(numbers[1], numbers[3])
+        self._numbers = [sum(pair) for pair in zip(self._numbers, numbers, strict=True)]
 
     def describe(self) -> str:
         controls, canaries, control_events, canary_events = self._numbers
@@ -204,17 +207,6 @@ class EventGuard(Guard):
 
     def _bets_on_harmless(self) -> list[Evidence]:
         return [EventEvidence(max(1.0 + self.exclude, _ODDS), below=True), RateEvidence(_RARE)]
-
-    def _feed(self, bets: Sequence[Evidence], block: Compared) -> None:
-        numbers = self._numbers_of(block)
-        for bet in bets:
-            if isinstance(bet, EventEvidence):
-                bet.add(*numbers)
-            elif isinstance(bet, RateEvidence):
-                bet.add(numbers[1], numbers[3])
-
-    def _count(self, block: Compared) -> None:
-        self._numbers = [sum(pair) for pair in zip(self._numbers, self._numbers_of(block), strict=True)]
 
     def _numbers_of(self, block: Compared) -> tuple[int, int, int, int]:
         """Controls, canaries, and how many of each had the event."""

@@ -108,7 +108,7 @@ class Rollout:
             return False
         self._state.status = "rolled_back"
         self._state.reason = (
-            f"rolled back from {self.weight_of_step:g} % after {self._state.canaries} requests to the canary: "
+            f"rolled back from {self._weight_of_step:g} % after {self._state.canaries} requests to the canary: "
             f"{worst.describe()}; evidence {_odds(worst.worse)} that it is worse by more than "
             f"{self.config.max_regression:.0%} (limit {_odds(limit)})"
         )
@@ -121,10 +121,10 @@ class Rollout:
         if any(guard.harmless < limit for guard in self.guards):
             return False
         shown = "; ".join(guard.describe() for guard in self.guards)
-        before = self.weight_of_step
+        before = self._weight_of_step
         self._state.step += 1
         self._state.since = now
-        if self._state.step >= len(self.config.steps) or self.weight_of_step >= 100:
+        if self._state.step >= len(self.config.steps) or self._weight_of_step >= 100:
             self._state.status = "promoted"
         else:
             self._begin_step()
@@ -132,7 +132,7 @@ class Rollout:
         return True
 
     @property
-    def weight_of_step(self) -> float:
+    def _weight_of_step(self) -> float:
         steps = self.config.steps
         return steps[min(self._state.step, len(steps) - 1)]
 
