@@ -158,11 +158,12 @@ def test_batches_beyond_those_that_may_be_active_wait_and_can_be_cancelled(
         app = StubApp()
         app.open.clear()
         async with opened(tmp_path, app) as batches:
-            one, two, three = [await submit(batches, jsonl([line(id)])) for id in "abc"]
+            one = await submit(batches, jsonl([line("a")]))
+            while not app.under_way:  # files are looked through in threads: which batch is the first one isn't said
+                await asyncio.sleep(0.001)
+            two, three = [await submit(batches, jsonl([line(id)])) for id in "bc"]
             for made in (one, two, three):
                 await until(batches, made.id, "in_progress")
-            while not app.under_way:
-                await asyncio.sleep(0.001)
             await batches.cancel(two.id)
             assert (await until(batches, two.id, "cancelled")).request_counts.failed == 1
             assert app.asked.total() == 1
