@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 import msgspec
 from rapidfuzz.distance import Levenshtein
 
+from gateway.traffic.answers import Answer
+
 _WORD: Final = re.compile(r"\w+|[^\w\s]")
 _PUNCTUATION: Final = re.compile(r"[^\w\s]|_")
 _NUMBER: Final = re.compile(r"(?<![\w.])(?<!\w-)[-+]?\d[\d,_]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?")
@@ -31,14 +33,6 @@ _WORDS: Final = 4000  # of each text are compared
 _PATHS: Final = 50  # differing fields are named
 
 Calls = Literal["none", "same", "arguments", "tools"]
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What a model answered. ``calls``: tools and their arguments, as the JSON that came."""
-
-    text: str = ""
-    calls: tuple[tuple[str, str], ...] = ()
-    finish_reason: str = ""
 
 
 class Comparison(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 import pytest
 
-from gateway.traffic.shadow.compare import Answer, compare, is_refusal
+from gateway.traffic.answers import Answer
+from gateway.traffic.shadow.compare import compare, is_refusal
 
 
 def test_equal_answers() -> None:
