@@ -10,8 +10,9 @@ A bet needs to know how large the difference is. Nobody knows, so the capital is
 beginning, and those that are right grow (the mixture method: Robbins, 1970). Logarithms are natural.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import comb, exp, log
 from statistics import NormalDist
 from typing import Final
@@ -23,6 +24,7 @@ _ODDS: Final = (1.4, 2.0, 3.0, 6.0)
 """Sizes of an odds ratio that bets on events are spread over; most on what is commonly feared, twice as many."""
 _ODDS_SHARES: Final = (0.15, 0.4, 0.25, 0.2)
 _QUANTILE: Final = NormalDist().inv_cdf
+_KEPT: Final = 1 << 14  # results of each kind that are remembered: the same few blocks come again and again
 
 
 class Evidence:
@@ -71,21 +73,25 @@ class RankEvidence(Evidence):
 
     def add(self, control: Sequence[float], canary: Sequence[float]) -> None:
         """A block's values."""
-        pool = list(control)
+        pool = sorted(control)
         for value in canary:
             scaled = value / self._ratio
+            lower = bisect_left(pool, scaled)
             if pool:
-                lower = sum(other < scaled for other in pool)
-                equal = sum(other == scaled for other in pool)
+                equal = bisect_right(pool, scaled) - lower
                 self._bet(len(pool) - lower - equal if self._below else lower, equal, len(pool) + 1)
-            pool.append(scaled)
+            pool.insert(lower, scaled)
 
     def _bet(self, rank: int, ties: int, count: int) -> None:
         """Win or lose by ``rank`` (0: the best) of ``count``, which it shares with the ``ties`` ranks above."""
-        payoffs = _payoffs(count)
-        for index, payoff in enumerate(payoffs):
-            won = payoff[rank] if not ties else sum(payoff[rank : rank + ties + 1]) / (ties + 1)
-            self.state[index] += log(won)
+        for index, won in enumerate(_log_payoffs(rank, ties, count)):
+            self.state[index] += won
+
+
+@lru_cache(_KEPT)
+def _log_payoffs(rank: int, ties: int, count: int) -> tuple[float, ...]:
+    """For each tilt, the logarithm of what ``rank`` of ``count`` pays that is shared with the ``ties`` above it."""
+    return tuple(log(sum(payoff[rank : rank + ties + 1]) / (ties + 1)) for payoff in _payoffs(count))
 
 
 @cache
@@ -119,9 +125,9 @@ class EventEvidence(Evidence):
         events = control_events + canary_events
         if not 0 < events < controls + canaries:
             return
-        usual = _chance(controls, canaries, events, canary_events, self._odds)
+        usual = _log_chance(controls, canaries, events, canary_events, self._odds)
         for index, odds in enumerate(self._against):
-            self.state[index] += log(_chance(controls, canaries, events, canary_events, odds) / usual)
+            self.state[index] += _log_chance(controls, canaries, events, canary_events, odds) - usual
 
 
 @cache
@@ -133,10 +139,11 @@ def _weights(controls: int, canaries: int, events: int) -> tuple[int, ...]:
     )
 
 
-def _chance(controls: int, canaries: int, events: int, canary_events: int, odds: float) -> float:
+@lru_cache(_KEPT)
+def _log_chance(controls: int, canaries: int, events: int, canary_events: int, odds: float) -> float:
     weights = _weights(controls, canaries, events)
     total = sum(weight * odds**one for one, weight in enumerate(weights))
-    return weights[canary_events] * odds**canary_events / total
+    return log(weights[canary_events] * odds**canary_events / total)
 
 
 class RateEvidence(Evidence):

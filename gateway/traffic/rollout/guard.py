@@ -42,6 +42,8 @@ VALUES: Final[Mapping[str, Better]] = {
 """Guards of a value, and whether a lower or a higher one is better."""
 QUANTILES: Final[Mapping[str, str]] = {"ttft_p95": "ttft", "itl_p95": "itl", "e2e_p95": "e2e"}
 """Guards of how often a value is above 95 % of the control's."""
+LATE: Final = frozenset({"feedback"})
+"""Guards of what becomes known minutes after the answer, if at all."""
 _LEVEL: Final = 0.95
 ALIASES: Final[Mapping[str, str]] = {"hallucination": "uncertainty"}
 """Other names of guards: hallucinations show in the model's own uncertainty."""
@@ -104,6 +106,11 @@ class Guard(ABC):
     @abstractmethod
     def describe(self) -> str:
         """Both arms' figures in words."""
+
+    @property
+    def hope(self) -> str:
+        """What must be shown before the canary gets more traffic, in words."""
+        return f"not worse by {self.exclude:.0%} or more"
 
     def save(self) -> GuardState:
         worse = [[bet.state for bet in bets] for bets in self._worse]
@@ -202,11 +209,19 @@ class EventGuard(Guard):
         its, usual = canary_events / max(canaries, 1), control_events / max(controls, 1)
         return f"{self.name} {its:.1%} of {canaries:.0f} requests, the control's {usual:.1%} of {controls:.0f}"
 
+    @property
+    def hope(self) -> str:
+        return f"not {self._excluded:g} times as frequent, or rarer than {_RARE:.0%}"
+
+    @property
+    def _excluded(self) -> float:
+        return max(1.0 + self.exclude, _ODDS)
+
     def _bets_on_worse(self) -> list[Evidence]:
         return [EventEvidence(1.0 + self.max_regression)]
 
     def _bets_on_harmless(self) -> list[Evidence]:
-        return [EventEvidence(max(1.0 + self.exclude, _ODDS), below=True), RateEvidence(_RARE)]
+        return [EventEvidence(self._excluded, below=True), RateEvidence(_RARE)]
 
     def _numbers_of(self, block: Compared) -> tuple[int, int, int, int]:
         """Controls, canaries, and how many of each had the event."""
@@ -257,7 +272,12 @@ def make_guard(name: str, max_regression: float, exclude: float) -> Guard:
     name = ALIASES.get(name, name)
     if name in EVENTS:
         event = EVENTS[name]
-        return EventGuard(name, lambda outcome: event in outcome.events, max_regression, exclude)
+        return EventGuard(
+            name,
+            lambda outcome: None if event in outcome.unknown else event in outcome.events,
+            max_regression,
+            exclude,
+        )
     if name in QUANTILES:
         return QuantileGuard(name, QUANTILES[name], max_regression, exclude)
     return ValueGuard(name, VALUES[name], max_regression, exclude)

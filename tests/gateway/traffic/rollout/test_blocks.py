@@ -1,6 +1,6 @@
 import random
 
-from gateway.traffic.rollout.blocks import LARGEST, SMALLEST, Blocks, Outcome
+from gateway.traffic.rollout.blocks import LARGEST, LATE, SMALLEST, Blocks, Outcome
 
 
 def an_outcome(uid: int) -> Outcome:
@@ -43,7 +43,7 @@ def test_a_block_waits_for_its_slowest_request_but_not_for_ever() -> None:
             blocks.ended(uid, an_outcome(uid))
     assert not list(blocks.compared(100.0))
     (block,) = blocks.compared(200.0)
-    assert block.canary == [Outcome({"ttft": 190.0})]  # what it has waited at least
+    assert block.canary == [Outcome({"ttft": 190.0, "e2e": 190.0})]  # what it has waited at least
     assert not list(blocks.compared(300.0))
     blocks.ended(0, an_outcome(0))  # too late to count
     assert not list(blocks.compared(300.0))
@@ -78,3 +78,51 @@ def test_a_restart_begins_a_block_anew() -> None:
     blocks.restart()
     blocks.came(99, True, "", 0.0)
     assert not list(blocks.compared(1e9))
+
+
+def a_block(blocks: Blocks, *, slow: int | None = None) -> None:
+    for uid in range(SMALLEST):
+        blocks.came(uid, uid == 0, "", 10.0)
+        if uid != slow:
+            blocks.ended(uid, an_outcome(uid), f"req-{uid}")
+
+
+def test_a_stream_that_takes_minutes_still_had_its_first_token_when_it_had() -> None:
+    blocks = Blocks()
+    a_block(blocks, slow=0)
+    blocks.began(0, 0.25)
+    blocks.began(99, 0.25)  # doesn't count
+    (block,) = blocks.compared(200.0)
+    assert block.canary == [Outcome({"ttft": 0.25, "e2e": 190.0})]
+
+
+def test_what_comes_late_is_seen_in_the_second_place() -> None:
+    blocks = Blocks(late=True)
+    a_block(blocks)
+    (first,) = blocks.compared(11.0)
+    assert "feedback" not in first.canary[0].values
+    assert blocks.add("req-0", "feedback", 1.0)
+    assert blocks.add("req-0", "feedback", 0.5)  # a user may change their mind
+    assert not blocks.add("req-99", "feedback", 1.0)
+    assert not list(blocks.late(10.0 + LATE))
+    (second,) = blocks.late(11.0 + LATE)
+    assert second.canary == [Outcome({"ttft": 0.0, "feedback": 0.5})]
+    assert not list(blocks.late(1e9)) and not blocks.add("req-0", "feedback", 1.0)
+
+
+def test_without_need_nothing_is_kept_for_what_comes_late() -> None:
+    blocks = Blocks()
+    a_block(blocks)
+    assert len(list(blocks.compared(11.0))) == 1
+    assert not blocks.add("req-0", "feedback", 1.0)
+    assert not list(blocks.late(1e9))
+
+
+def test_memory_is_bounded_when_nothing_ever_ends_and_when_everybody_could_be_asked() -> None:
+    blocks = Blocks(late=True)
+    for uid in range(100_000):
+        blocks.came(uid, uid % SMALLEST == 0, "", 0.0)
+        if uid % 1000:
+            blocks.ended(uid, Outcome({}), f"req-{uid}")
+    assert len(blocks._closed) == 10_000
+    assert len(blocks._ratable) == 50_000

@@ -1,0 +1,88 @@
+"""How does a rollout survive a restart? A file a model, replaced whole whenever it is written."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from gateway.batches.folder import write_whole
+from gateway.traffic.rollout.rollout import RolloutPlan, RolloutState
+from gateway.wire.rollouts import ChangeShown
+
+_READABLE: Final = 64  # letters of a model's name in that of its file
+
+log = logging.getLogger(__name__)
+
+
+class Saved(msgspec.Struct):
+    """What a file holds: a model's rollout, and what has happened to it, the oldest first."""
+
+    model: str
+    plan: RolloutPlan
+    state: RolloutState
+    history: list[ChangeShown]
+
+
+_decoder: Final = msgspec.json.Decoder(Saved)
+
+
+class SavedRollouts:
+    """The files of all rollouts.
+
+    Args:
+        folder: where they are; it is made once there is something to write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, model: str) -> Path:
+        """The file of a model, whatever its name is made of."""
+        digest = hashlib.blake2b(model.encode(), digest_size=8).hexdigest()
+        return self.folder / f"{quote(model, safe='')[:_READABLE]}-{digest}.json"
+
+    def load(self, model: str) -> Saved | None:
+        """What has been saved of a model's rollout, None if nothing has.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it holds something else.
+        """
+        try:
+            data = self.path(model).read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return _decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise ValueError(str(error)) from error
+
+    def put_aside(self, model: str) -> None:
+        """Keep a file that is of no use out of the way, for somebody to look at."""
+        path = self.path(model)
+        with contextlib.suppress(OSError):
+            path.replace(path.with_suffix(".bad"))
+
+    def write(self, files: Mapping[str, bytes], models: Collection[str]) -> None:
+        """Write what `encode` made of some models, and remove all files but those of ``models``.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for model, data in files.items():
+            write_whole(self.path(model), data)
+        wanted = {self.path(model) for model in models}
+        for path in self.folder.glob("*.json"):
+            if path not in wanted:
+                path.unlink(missing_ok=True)
+
+
+def encode(saved: Saved) -> bytes:
+    """What belongs in a file."""
+    return msgspec.json.encode(saved)
