@@ -52,7 +52,7 @@ def _values(ending: Ending) -> dict[str, float]:
 
 
 def _values_so_far(ending: Ending) -> dict[str, float]:
-    if ending.status == _LEFT_EARLY:
+    if ending.status == _LEFT_EARLY and ending.ttft is None:
         return {"ttft": ending.e2e, "e2e": ending.e2e}  # it has waited so long at least
     return _stream_values(ending)
 

@@ -62,6 +62,14 @@ class SavedRollouts:
         except msgspec.MsgspecError as error:
             raise ValueError(str(error)) from error
 
+    def written(self, model: str) -> tuple[int, ...] | None:
+        """Something that is another one each time a model's rollout is saved; None if it never was."""
+        try:
+            found = self.path(model).stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
     def put_aside(self, model: str) -> None:
         """Keep a file that is of no use out of the way, for somebody to look at."""
         path = self.path(model)

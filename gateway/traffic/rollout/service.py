@@ -3,6 +3,8 @@
 Requests are reported as they come and as they end, which costs microseconds. All rollouts are looked at every
 `LOOK_EVERY` seconds. What they know is written to the data folder, a file a model, at once when a weight changes and
 every few seconds else; of a restart remain unknown only those requests that had not been compared.
+
+Of several gateway processes one leads: its requests are the evidence. The others read its files, and follow.
 """
 
 import asyncio
@@ -33,7 +35,10 @@ class NotPossible(Exception):
 
 
 class _Entry:
-    """A rollout, and what has happened to it. ``unsaved``: the file doesn't have all of it."""
+    """A rollout, and what has happened to it.
+
+    ``unsaved``: the file doesn't have all of it. ``read``: which file it was read from (`SavedRollouts.written`).
+    """
 
     def __init__(self, model: str, plan: RolloutPlan, rollout: Rollout, history: list[ChangeShown]) -> None:
         self.model = model
@@ -41,6 +46,7 @@ class _Entry:
         self.rollout = rollout
         self.history = deque(history, maxlen=_HISTORY)
         self.unsaved = True
+        self.read: tuple[int, ...] | None = None
 
     def save(self) -> Saved:
         """What the file is to hold."""
@@ -58,13 +64,15 @@ class Rollouts:
     Args:
         folder: the data folder, in which ``rollouts`` is made; None: a restart begins all rollouts anew.
         clock: seconds since the epoch.
+        leads: False for one of several processes that goes by what another one finds out.
 
     Attributes:
         on_change: called with a model's name when its weight or status has changed, but not by `change`.
         failures: how often something could not be written.
     """
 
-    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time, *, leads: bool = True) -> None:
+        self._leads = leads
         self.on_change: Callable[[str], None] = lambda model: None
         self.failures = 0
         self._saved = SavedRollouts(folder / "rollouts") if folder is not None else None
@@ -104,7 +112,7 @@ class Rollouts:
             unit: what the arm sticks to; "" where that is the request itself.
         """
         entry = self._entries.get(model)
-        if entry is not None:
+        if entry is not None and self._leads:
             entry.rollout.came(uid, canary, unit, self._clock())
 
     def began(self, model: str, uid: int, ttft: float) -> None:
@@ -119,7 +127,7 @@ class Rollouts:
     def ended(self, model: str, uid: int, ending: Ending, request: str = "") -> None:
         """A request is over. ``request``: its id, by which `feedback` may come; "" where none will."""
         entry = self._entries.get(model)
-        if entry is not None:
+        if entry is not None and self._leads and entry.rollout.status == "running":
             entry.rollout.ended(uid, outcome_of(ending), request)
 
     def feedback(self, request: str, score: float) -> bool:
@@ -143,17 +151,14 @@ class Rollouts:
     def look(self) -> None:
         """Weigh what has become known, and let weights follow."""
         for entry in list(self._entries.values()):
-            rollout = entry.rollout
-            compared = rollout.compared
-            if rollout.look(self._clock()):
-                what = "rolled back" if rollout.status == "rolled_back" else f"to {rollout.weight:g} %"
-                self._changed(entry, what, rollout.reason)
-            elif rollout.compared != compared:
-                entry.unsaved = True
+            if self._leads:
+                self._look(entry)
+            else:
+                self._follow(entry)
 
     async def save(self) -> None:
         """Write what the folder doesn't have yet. Where that can't be done it is tried again the next time."""
-        if (saved := self._saved) is None:
+        if (saved := self._saved) is None or not self._leads:
             return
         unsaved = [entry for entry in self._entries.values() if entry.unsaved]
         files = {entry.model: encode(entry.save()) for entry in unsaved}
@@ -173,6 +178,27 @@ class Rollouts:
             if self._failing:
                 log.info("rollouts are saved again")
             self._failing = False
+
+    def _look(self, entry: _Entry) -> None:
+        rollout = entry.rollout
+        compared = rollout.compared
+        if rollout.look(self._clock()):
+            what = "rolled back" if rollout.status == "rolled_back" else f"to {rollout.weight:g} %"
+            self._changed(entry, what, rollout.reason)
+        elif rollout.compared != compared:
+            entry.unsaved = True
+
+    def _follow(self, entry: _Entry) -> None:
+        """Go over to what the process that leads has saved, if it is about the same canary."""
+        if self._saved is None or (written := self._saved.written(entry.model)) in (None, entry.read):
+            return
+        found = self._read(entry.model)
+        if found is None or found.plan != entry.plan:
+            return  # it has yet to read the configuration
+        before = entry.rollout.weight
+        entry.rollout, entry.history, entry.read = found.rollout, found.history, written
+        if entry.rollout.weight != before:
+            self.on_change(entry.model)
 
     async def _keep_saved(self) -> None:
         while True:
@@ -272,6 +298,12 @@ class Rollouts:
 
     def _load(self, model: str) -> _Entry | None:
         """What an earlier process has left of a rollout. What can't be read is put aside."""
+        entry = self._read(model)
+        if entry is not None and self._leads:
+            log.info("rollout model=%s goes on at %g %%", model, entry.rollout.weight)
+        return entry
+
+    def _read(self, model: str) -> _Entry | None:
         if self._saved is None:
             return None
         try:
@@ -282,10 +314,10 @@ class Rollouts:
             entry = _Entry(model, saved.plan, rollout, saved.history)
             _show(entry, self._clock())
         except (OSError, LookupError, ValueError) as error:
-            log.warning("rollout model=%s begins anew, for what was saved of it is of no use: %s", model, error)
-            self._saved.put_aside(model)
+            if self._leads:
+                log.warning("rollout model=%s begins anew, for what was saved of it is of no use: %s", model, error)
+                self._saved.put_aside(model)
             return None
-        log.info("rollout model=%s goes on at %g %%", model, rollout.weight)
         return entry
 
 

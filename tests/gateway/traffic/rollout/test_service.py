@@ -353,3 +353,54 @@ def test_feedback_that_comes_minutes_later_counts() -> None:
     assert "feedback" in only(rollouts).reason
     assert not rollouts.feedback("req-1", 1.0)  # long ago
     assert not rollouts.feedback("unheard of", 1.0)
+
+
+def test_one_that_follows_goes_by_what_the_leader_saves(tmp_path: Path) -> None:
+    leader, traffic = started(tmp_path)
+    follower = Rollouts(tmp_path, traffic.clock, leads=False)
+    follower.change({"chat": a_plan()})
+    changed: list[float | None] = []
+    follower.on_change = lambda model: changed.append(follower.weight(model))
+    assert follower.weight("chat") == 5  # nothing has been saved yet
+    traffic.send(4000, slower=1.5)
+    follower.look()
+    assert follower.weight("chat") == 5
+    save(leader)
+    follower.look()
+    assert only(follower) == only(leader)
+    leader.restart("chat")
+    save(leader)
+    follower.look()
+    follower.look()
+    assert changed == [0, 5]
+
+
+def test_one_that_follows_waits_until_the_leader_has_read_the_same_configuration(tmp_path: Path) -> None:
+    leader, traffic = started(tmp_path)
+    traffic.send(4000, slower=1.5)
+    save(leader)
+    other = a_plan(what="adapter 13", steps=(10, 100))
+    follower = Rollouts(tmp_path, traffic.clock, leads=False)
+    follower.change({"chat": other})
+    follower.look()
+    assert follower.weight("chat") == 10
+    leader.change({"chat": other})
+    leader.promote("chat")
+    save(leader)
+    follower.look()
+    assert follower.weight("chat") == 100
+
+
+def test_one_that_follows_neither_writes_nor_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    leader, traffic = started(tmp_path)
+    save(leader)
+    (path,) = tmp_path.rglob("*.json")
+    path.write_bytes(b"{")
+    follower = Rollouts(tmp_path, traffic.clock, leads=False)
+    follower.change({"chat": a_plan()})
+    traffic.rollouts = follower
+    traffic.send(1000, slower=9.0)
+    save(follower)
+    assert only(follower).canaries == 0 and follower.weight("chat") == 5
+    assert list(path.parent.iterdir()) == [path] and path.read_bytes() == b"{"
+    assert not caplog.records

@@ -1,0 +1,48 @@
+"""What does the Prometheus page say about rollouts? How they stand, read when the page is asked for."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from gateway.wire.rollouts import RolloutShown
+
+_STATUS: Final = {"running": 0, "held": 0, "promoted": 1, "rolled_back": 2}
+_GAUGES: Final = ("weight", "status", "evidence")
+
+
+class RolloutMetrics(Collector):
+    """The rollouts that the configuration asks for, whose models and guards are the only labels.
+
+    ``table`` has what each metric means.
+    """
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self._table = table
+        self.shown: Callable[[], Iterable[RolloutShown]] = tuple
+        """How all rollouts stand."""
+        self.failures: Callable[[], int] = int
+        """How often they could not be saved."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        weight, status, evidence = (self._gauge(f"penstock_rollout_{name}") for name in _GAUGES)
+        requests = self._counter("penstock_rollout_compared_requests_total")
+        for one in self.shown():
+            weight.add_metric([one.model], one.weight)
+            status.add_metric([one.model], _STATUS[one.status])
+            requests.add_metric([one.model, "control"], one.controls)
+            requests.add_metric([one.model, "canary"], one.canaries)
+            for guard in one.guards:
+                evidence.add_metric([one.model, guard.name, "worse"], guard.worse / guard.worse_limit)
+                evidence.add_metric([one.model, guard.name, "harmless"], guard.harmless / guard.harmless_limit)
+        unsaved = self._counter("penstock_rollout_unsaved_total")
+        unsaved.add_metric([], self.failures())
+        yield from (weight, status, evidence, requests, unsaved)
+
+    def _gauge(self, name: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(name, self._table[name].help, labels=self._table[name].labels)
+
+    def _counter(self, name: str) -> CounterMetricFamily:
+        metric = self._table[name]
+        return CounterMetricFamily(name.removesuffix("_total"), metric.help, labels=metric.labels)
