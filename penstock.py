@@ -47,6 +47,12 @@ COMMANDS = {
         "make an API key, or the hash of one",
         "Make an API key for clients, or the hash of one, for the keys of a configuration file.",
     ),
+    "rollout": Command(
+        "gateway.traffic.rollout.command",
+        "see how canaries do, and decide on them",
+        "Show the rollouts of a running server: what is known of each canary, and what is missing until it gets more "
+        "traffic; promote one, roll it back, hold it or begin it again.",
+    ),
     "bench": Command(
         "bench.cli",
         "measure an endpoint under load, or simulate one",

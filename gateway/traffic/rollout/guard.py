@@ -19,7 +19,7 @@ import msgspec
 from gateway.traffic.rollout.blocks import Compared, Outcome
 from gateway.traffic.rollout.evidence import EventEvidence, Evidence, RankEvidence, RateEvidence
 
-Better = Literal["lower", "higher", "same"]
+Better = Literal["lower", "same"]
 _RARE: Final = 0.01  # an event that is shown to be rarer is harmless, however rare the control's is
 _ODDS: Final = 2.0  # what must be excluded of events, at least: to exclude less takes tens of thousands of requests
 _REFERENCE: Final = 400  # control values that a quantile is taken of
@@ -37,12 +37,13 @@ VALUES: Final[Mapping[str, Better]] = {
     "e2e": "lower",
     "uncertainty": "lower",
     "length": "same",
-    "feedback": "higher",
 }
-"""Guards of a value, and whether a lower or a higher one is better."""
+"""Guards of a value, and whether a lower one is better, or neither that nor a higher one."""
 QUANTILES: Final[Mapping[str, str]] = {"ttft_p95": "ttft", "itl_p95": "itl", "e2e_p95": "e2e"}
 """Guards of how often a value is above 95 % of the control's."""
-LATE: Final = frozenset({"feedback"})
+FEEDBACK: Final = "feedback"
+"""The guard of what users say of answers."""
+LATE: Final = frozenset({FEEDBACK})
 """Guards of what becomes known minutes after the answer, if at all."""
 _LEVEL: Final = 0.95
 ALIASES: Final[Mapping[str, str]] = {"hallucination": "uncertainty"}
@@ -67,7 +68,7 @@ class Guard(ABC):
     1, so does the promise for the rollout as a whole.
 
     Args:
-        name: one of `EVENTS`, `VALUES` and `QUANTILES`.
+        name: one of `EVENTS`, `VALUES` and `QUANTILES`, or `FEEDBACK`.
         max_regression: what the canary may be worse by, as a share of the control's.
         exclude: what it must be shown not to be worse by, before it gets more traffic.
     """
@@ -110,7 +111,7 @@ class Guard(ABC):
     @property
     def hope(self) -> str:
         """What must be shown before the canary gets more traffic, in words."""
-        return f"not worse by {self.exclude:.0%} or more"
+        return f"worse by less than {self.exclude:.0%}, if at all"
 
     def save(self) -> GuardState:
         worse = [[bet.state for bet in bets] for bets in self._worse]
@@ -169,10 +170,8 @@ class ValueGuard(Guard):
         return self._bets_at(self.exclude, worse=False)
 
     def _bets_at(self, margin: float, *, worse: bool) -> list[Evidence]:
-        """What is bet on at the upper margin, where lower is better, and at the lower one, where higher is."""
-        bets: list[Evidence] = []
-        if self._better != "higher":
-            bets.append(RankEvidence(1.0 + margin, below=not worse))
+        """What is bet on at the upper margin, and at the lower one where lower isn't better."""
+        bets: list[Evidence] = [RankEvidence(1.0 + margin, below=not worse)]
         if self._better != "lower":
             bets.append(RankEvidence(1.0 / (1.0 + margin), below=worse))
         return bets
@@ -207,11 +206,16 @@ class EventGuard(Guard):
     def describe(self) -> str:
         controls, canaries, control_events, canary_events = self._numbers
         its, usual = canary_events / max(canaries, 1), control_events / max(controls, 1)
-        return f"{self.name} {its:.1%} of {canaries:.0f} requests, the control's {usual:.1%} of {controls:.0f}"
+        return f"{self._event} {its:.1%} of {canaries:.0f} requests, the control's {usual:.1%} of {controls:.0f}"
+
+    @property
+    def _event(self) -> str:
+        """What happens, in words."""
+        return self.name
 
     @property
     def hope(self) -> str:
-        return f"not {self._excluded:g} times as frequent, or rarer than {_RARE:.0%}"
+        return f"less than {self._excluded:g} times as frequent, or rarer than {_RARE:.0%}"
 
     @property
     def _excluded(self) -> float:
@@ -239,7 +243,7 @@ class QuantileGuard(EventGuard):
         self._value = value
         self._reference: deque[float] = deque(maxlen=_REFERENCE)
         self._limit: float | None = None
-        super().__init__(name, self._is_above, max_regression, exclude)
+        super().__init__(name, self._is_beyond, max_regression, exclude)
 
     def add(self, block: Compared) -> None:
         super().add(block)
@@ -256,11 +260,34 @@ class QuantileGuard(EventGuard):
 
     def _find_limit(self) -> None:
         if len(self._reference) >= _ENOUGH:
-            self._limit = sorted(self._reference)[int(_LEVEL * len(self._reference))]
+            self._limit = self._limit_of(self._reference)
 
-    def _is_above(self, outcome: Outcome) -> bool | None:
+    def _limit_of(self, reference: Sequence[float]) -> float:
+        return sorted(reference)[int(_LEVEL * len(reference))]
+
+    def _is_beyond(self, outcome: Outcome) -> bool | None:
         value = outcome.values.get(self._value)
-        return None if value is None or self._limit is None else value > self._limit
+        return None if value is None or self._limit is None else self._is_bad(value, self._limit)
+
+    def _is_bad(self, value: float, limit: float) -> bool:
+        return value > limit
+
+
+class FeedbackGuard(QuantileGuard):
+    """Of how often users think less of an answer than they do of the control's on average, on whatever scale.
+
+    Scores are often 0 and 1, or few others, and may be negative: a margin that is a ratio means nothing to them.
+    """
+
+    def _limit_of(self, reference: Sequence[float]) -> float:
+        return fmean(reference)
+
+    def _is_bad(self, value: float, limit: float) -> bool:
+        return value < limit
+
+    @property
+    def _event(self) -> str:
+        return f"{self.name} below the control's average:"
 
 
 def make_guard(name: str, max_regression: float, exclude: float) -> Guard:
@@ -280,12 +307,14 @@ def make_guard(name: str, max_regression: float, exclude: float) -> Guard:
         )
     if name in QUANTILES:
         return QuantileGuard(name, QUANTILES[name], max_regression, exclude)
+    if name == FEEDBACK:
+        return FeedbackGuard(name, FEEDBACK, max_regression, exclude)
     return ValueGuard(name, VALUES[name], max_regression, exclude)
 
 
 def guard_names() -> list[str]:
     """All names that `make_guard` knows."""
-    return sorted((*EVENTS, *VALUES, *QUANTILES, *ALIASES))
+    return sorted((*EVENTS, *VALUES, *QUANTILES, *ALIASES, FEEDBACK))
 
 
 def _values(arm: Sequence[Outcome], name: str) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from gateway.traffic.rollout.blocks import Blocks, Outcome
-from gateway.traffic.rollout.guard import LATE, Guard, GuardState, make_guard
+from gateway.traffic.rollout.guard import FEEDBACK, LATE, Guard, GuardState, make_guard
 
 Status = Literal["running", "promoted", "rolled_back"]
 _FIRST_STAKE: Final = 0.7  # of the capital is bet in the first step, where the canary is least known
@@ -148,7 +148,7 @@ class Rollout:
 
     def rate(self, name: str, score: float) -> bool:
         """What a user says of a request, the higher the better; False where that doesn't count."""
-        return self._blocks.add(name, "feedback", score)
+        return self._blocks.add(name, FEEDBACK, score)
 
     def look(self, now: float) -> bool:
         """Weigh what has become known; True when the rollout's step or status is another one now."""

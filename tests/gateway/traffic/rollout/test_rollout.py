@@ -55,7 +55,7 @@ def test_a_good_canary_is_promoted_step_by_step() -> None:
         (("ttft_p95",), 1.6, 0.02, "ttft_p95"),
         (("length",), 0.6, 0.02, "length 0."),
         (("length",), 1.6, 0.02, "length 2."),
-        (("feedback",), 1.5, 0.02, "feedback 0."),
+        (("feedback",), 2.0, 0.02, "feedback below the control's average: "),
     ],
 )
 def test_a_bad_canary_is_rolled_back_with_the_reason(

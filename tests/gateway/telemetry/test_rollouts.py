@@ -1,0 +1,34 @@
+"""Rollouts on the Prometheus page."""
+
+import pytest
+
+from gateway.telemetry.metrics import Metrics
+from gateway.wire.rollouts import GuardShown, RolloutShown, Status
+from tests.gateway.telemetry.test_metrics import samples
+
+CHAT = ("model", "chat")
+
+
+def a_rollout(status: Status, weight: float = 25.0) -> RolloutShown:
+    guards = [GuardShown("ttft", "", 10.0, 40.0, 150.0, 100.0, "")]
+    return RolloutShown("chat", "stable", "canary", status, weight, 2, 4, 0.0, "", 900, 60, guards, [], [])
+
+
+def test_without_rollouts_nothing_is_shown() -> None:
+    found = samples(Metrics())
+    assert [name for name, _ in found if name.startswith("penstock_rollout")] == ["penstock_rollout_unsaved_total"]
+
+
+@pytest.mark.parametrize(("status", "number"), [("running", 0), ("held", 0), ("promoted", 1), ("rolled_back", 2)])
+def test_how_a_rollout_stands(status: Status, number: int) -> None:
+    metrics = Metrics()
+    metrics.rollouts.shown = lambda: [a_rollout(status)]
+    metrics.rollouts.failures = lambda: 3
+    found = samples(metrics)
+    assert found["penstock_rollout_status", (CHAT,)] == number
+    assert found["penstock_rollout_weight", (CHAT,)] == 25
+    assert found["penstock_rollout_evidence", (("guard", "ttft"), ("kind", "worse"), CHAT)] == 0.25
+    assert found["penstock_rollout_evidence", (("guard", "ttft"), ("kind", "harmless"), CHAT)] == 1.5
+    assert found["penstock_rollout_compared_requests_total", (("arm", "canary"), CHAT)] == 60
+    assert found["penstock_rollout_compared_requests_total", (("arm", "control"), CHAT)] == 900
+    assert found["penstock_rollout_unsaved_total", ()] == 3
