@@ -8,7 +8,7 @@ lock and walks its buckets, 0.64 µs (Python 3.11, Zen 5). It still writes the p
 import contextlib
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from prometheus_client import (
@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from engine.link import Load
+from gateway.telemetry.rollouts import RolloutMetrics
 from gateway.telemetry.upstreams import UpstreamMetrics
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -68,6 +69,30 @@ METRICS: Final[dict[str, Metric]] = {
         "could not be reached).",
         ("key", "limit"),
     ),
+    "penstock_variant_requests_total": Metric(
+        "counter",
+        "Requests for a model with variants that have ended, by the variant or fallback that answered.",
+        ("model", "variant", "outcome"),
+    ),
+    "penstock_fallbacks_total": Metric(
+        "counter",
+        "Requests that went over to a fallback, by the variant or fallback that could not answer. cause: unavailable, "
+        "timeout, overloaded, error or context_length.",
+        ("model", "variant", "cause"),
+    ),
+    "penstock_shadow_requests_total": Metric(
+        "counter",
+        "Copies of requests for a shadow. outcome: compared; dropped (no room, or the target rests because it kept "
+        "failing); failed (the target gave no answer); unread (one of the answers was an error, incomplete, or can't "
+        "be read).",
+        ("model", "target", "outcome"),
+    ),
+    "penstock_shadow_agreement_ratio": Metric(
+        "gauge",
+        "Share of a shadow's answers with which one would do the same as with the model's own.",
+        ("model", "target"),
+    ),
+    "penstock_shadow_waiting": Metric("gauge", "Copies of requests that wait for a shadow."),
     "penstock_retries_total": Metric("counter", "Requests sent to another upstream because the first one failed."),
     "penstock_hedges_total": Metric("counter", "Requests sent to a second upstream because the first one was late."),
     "penstock_hedges_won_total": Metric("counter", "Those of the hedges that answered first."),
@@ -107,6 +132,20 @@ METRICS: Final[dict[str, Metric]] = {
     ),
     "penstock_upstream_found_cached_tokens_total": Metric(
         "counter", "Prompt tokens of the same requests that it said it had found in its cache.", ("upstream",)
+    ),
+    "penstock_rollout_weight": Metric("gauge", "A canary's share of its model's traffic, in percent.", ("model",)),
+    "penstock_rollout_status": Metric("gauge", "A rollout: 0 running or held, 1 promoted, 2 rolled back.", ("model",)),
+    "penstock_rollout_evidence": Metric(
+        "gauge",
+        "A guard's evidence as a share of what it takes. kind: worse (at 1 the canary is rolled back); harmless (at 1, "
+        "of all guards, it may get more traffic).",
+        ("model", "guard", "kind"),
+    ),
+    "penstock_rollout_compared_requests_total": Metric(
+        "counter", "Requests that a rollout has compared. arm: control or canary.", ("model", "arm")
+    ),
+    "penstock_rollout_unsaved_total": Metric(
+        "counter", "How often what rollouts know could not be saved, so that a restart would have undone some of it."
     ),
     "penstock_requests_moved_total": Metric(
         "counter", "Answers that another worker went on with because theirs was lost.", ("model",)
@@ -230,8 +269,15 @@ class Metrics:
         self._key_requests = self._counts("penstock_key_requests_total")
         self._key_tokens = self._counts("penstock_key_tokens_total")
         self._key_refused = self._counts("penstock_key_refused_total")
+        self._variant_requests = self._counts("penstock_variant_requests_total")
+        self._fallbacks = self._counts("penstock_fallbacks_total")
+        self._shadow_requests = self._counts("penstock_shadow_requests_total")
+        self._shadow_agreement = self._gauge("penstock_shadow_agreement_ratio")
+        self.shadow_waiting = self._gauge("penstock_shadow_waiting")
         self.upstreams = UpstreamMetrics(METRICS)
         self.registry.register(self.upstreams)
+        self.rollouts = RolloutMetrics(METRICS)
+        self.registry.register(self.rollouts)
         self.moved = self._counter("penstock_requests_moved_total")
         self.held = self._gauge("penstock_requests_held")
         self._up = self._gauge("penstock_worker_up")
@@ -272,6 +318,14 @@ class Metrics:
             child = self._ended[key] = self._requests.children[endpoint, model, str(status), outcome]
         child.inc()
 
+    def variant_ended(self, model: str, variant: str, outcome: Outcome) -> None:
+        """Count a request for a model with variants."""
+        self._variant_requests.children[model, variant, outcome].inc()
+
+    def fell_back(self, model: str, variant: str, cause: str) -> None:
+        """Count a request that another target answers."""
+        self._fallbacks.children[model, variant, cause].inc()
+
     def key_admitted(self, key: str) -> None:
         """Count a request of a key with limits."""
         self._key_requests.children[(key,)].inc()
@@ -283,6 +337,23 @@ class Metrics:
     def key_refused(self, key: str, limit: str) -> None:
         """Count a request that a limit has kept out."""
         self._key_refused.children[key, limit].inc()
+
+    def shadowed(self, model: str, target: str, outcome: str) -> None:
+        """Count what became of a copy for a shadow."""
+        self._shadow_requests.children[model, target, outcome].inc()
+
+    def shadow_agreement(self, model: str, target: str, share: float) -> None:
+        """Show how often a shadow agrees."""
+        self._shadow_agreement.labels(model, target).set(share)
+
+    def keep_shadows(self, shadows: Collection[tuple[str, str]]) -> None:
+        """Show no other shadows, by model and target, any longer."""
+        children = self._shadow_requests.children
+        for labels in [labels for labels in children if labels[:2] not in shadows]:
+            model, target, _ = labels
+            del children[labels]
+            with contextlib.suppress(KeyError):  # it never was
+                self._shadow_agreement.remove(model, target)
 
     def worker_up(self, worker: str, up: bool) -> None:
         self._up.labels(worker).set(up)

@@ -175,7 +175,11 @@ def test_responses_of_others() -> None:
         {"type": "custom_tool_call", "name": "sql", "input": "SELECT 1"},
         {"type": "mcp_call", "name": "elsewhere", "arguments": "{}"},
     ]
-    response: dict[str, Any] = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "output": output}
+    response: dict[str, Any] = {
+        "status": "incomplete",
+        "incomplete_details": {"reason": "max_output_tokens"},
+        "output": output,
+    }
     answer = Answer("One no", (("price", '{"room":12}'), ("sql", "SELECT 1")), "max_output_tokens")
     assert read_answer(RESPONSES, json.dumps(response).encode(), streamed=False) == answer
     stream = events(
