@@ -1,8 +1,8 @@
 """What was seen to break judges of canaries. Each is shown to break a judge that is made so, and not to break ours.
 
 In all runs the arms are equal and chance gives one request in ten to the canary, while the load swings by 30 % up and
-down: whoever finds the canary to be worse is wrong. At 5 %, ours may be wrong in 3 of 60 runs, and in more than 7 in 1 %
-of all test runs; these are always the same.
+down twice: whoever finds the canary to be worse is wrong. At 5 %, ours may be wrong in 3 of 60 runs, and in more than 7
+in 1 % of all test runs; these are always the same.
 """
 
 import math
@@ -115,8 +115,12 @@ def wrong(judge: Judge, lag: float) -> int:
     ("naive", "lag"),
     [(with_a_reused_reference, 0.0), (with_a_sliding_window, 0.0), (in_the_order_of_ends, LAG)],
 )
-def test_what_misleads_others_does_not_mislead_ours(naive: Judge, lag: float) -> None:
+def test_what_misleads_others(naive: Judge, lag: float) -> None:
     assert wrong(naive, lag) > RUNS / 6
+
+
+@pytest.mark.parametrize("lag", [0.0, LAG])
+def test_does_not_mislead_ours(lag: float) -> None:
     assert wrong(ours, lag) <= 7
 
 
