@@ -1,9 +1,14 @@
 """What is said of shadows? How far their answers agree with those that clients got, and pairs that can be looked at."""
 
+from typing import Final
+
 import msgspec
 
 from gateway.traffic.answers import Answer
 from gateway.traffic.shadow.compare import Comparison
+
+MAX_PAIRS: Final = 200
+"""So many are listed at most."""
 
 
 class ShadowStanding(msgspec.Struct, frozen=True, kw_only=True):
