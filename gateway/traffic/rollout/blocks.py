@@ -73,7 +73,7 @@ class Blocks:
         self._compared: deque[list[_Member]] = deque(maxlen=_WAITING)
         self._members: dict[int, _Member] = {}
         self._ratable: dict[str, _Member] = {}
-        self._seen: dict[str, float] = {}
+        self._seen: dict[int, float] = {}
 
     def came(self, uid: int, canary: bool, unit: str, now: float) -> None:
         """A request came and was given its arm. ``unit``: what the arm sticks to; "" for each request by itself."""
@@ -142,14 +142,15 @@ class Blocks:
         self._open = []
 
     def _counts(self, unit: str, now: float) -> bool:
-        last = self._seen.get(unit)
+        user = hash(unit)  # what clients call themselves may be long
+        last = self._seen.get(user)
         if last is not None and now - last < _AGAIN:
             return False
         if len(self._seen) >= _UNITS:
             self._seen = {one: when for one, when in self._seen.items() if now - when < _AGAIN}
             while len(self._seen) >= _UNITS:
                 del self._seen[next(iter(self._seen))]
-        self._seen[unit] = now
+        self._seen[user] = now
         return True
 
 

@@ -82,7 +82,8 @@ class SavedRollouts:
         Raises:
             OSError: something could not be written.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if files:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for model, data in files.items():
             write_whole(self.path(model), data)
         wanted = {self.path(model) for model in models}

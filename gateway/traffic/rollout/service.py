@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from gateway.wire.rollouts import ChangeShown, GuardShown, RolloutShown
 LOOK_EVERY: Final = 0.25
 _SAVE_EVERY: Final = 2.0
 _HISTORY: Final = 50
+_FAULT: Final = "rolled back: what was seen of it can't be weighed, by a fault that is in the log"
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Rollouts:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._urgent = asyncio.Event()
+        self._changed_models = False
         self._failing = False
 
     def change(self, plans: Mapping[str, RolloutPlan]) -> None:
@@ -88,6 +90,7 @@ class Rollouts:
         """
         before = self._entries
         self._entries = {model: self._entry(model, plan, before.get(model)) for model, plan in plans.items()}
+        self._changed_models = True
         self._urgent.set()
 
     # What requests report
@@ -161,28 +164,42 @@ class Rollouts:
         if (saved := self._saved) is None or not self._leads:
             return
         unsaved = [entry for entry in self._entries.values() if entry.unsaved]
+        if not unsaved and not self._changed_models:
+            return
         files = {entry.model: encode(entry.save()) for entry in unsaved}
         models = list(self._entries)
-        for entry in unsaved:
-            entry.unsaved = False
+        self._mark(unsaved, False)
         try:
             await _in_thread(lambda: saved.write(files, models))
+        except asyncio.CancelledError:
+            self._mark(unsaved, True)
+            raise
         except OSError as error:
+            self._mark(unsaved, True)
             self.failures += 1
-            for entry in unsaved:
-                entry.unsaved = True
             if not self._failing:
-                log.warning("rollouts can't be saved: %s; after a restart they begin anew", error)
+                log.warning("rollouts can't be saved: %s; a restart would undo what they do from now on", error)
             self._failing = True
         else:
             if self._failing:
                 log.info("rollouts are saved again")
             self._failing = False
 
+    def _mark(self, entries: Iterable[_Entry], unsaved: bool) -> None:
+        self._changed_models = unsaved
+        for entry in entries:
+            entry.unsaved = unsaved
+
     def _look(self, entry: _Entry) -> None:
         rollout = entry.rollout
         compared = rollout.compared
-        if rollout.look(self._clock()):
+        try:
+            moved = rollout.look(self._clock())
+        except Exception:
+            log.exception("rollout model=%s", entry.model)
+            rollout.roll_back(_FAULT, self._clock())
+            moved = True
+        if moved:
             what = "rolled back" if rollout.status == "rolled_back" else f"to {rollout.weight:g} %"
             self._changed(entry, what, rollout.reason)
         elif rollout.compared != compared:

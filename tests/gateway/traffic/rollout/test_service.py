@@ -404,3 +404,34 @@ def test_one_that_follows_neither_writes_nor_counts(tmp_path: Path, caplog: pyte
     assert only(follower).canaries == 0 and follower.weight("chat") == 5
     assert list(path.parent.iterdir()) == [path] and path.read_bytes() == b"{"
     assert not caplog.records
+
+
+def test_what_can_not_be_weighed_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts, traffic = started()
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(rollouts._entries["chat"].rollout.guards[1], "add", fail)
+    traffic.send(400)
+    assert only(rollouts).status == "rolled_back"
+    assert "can't be weighed" in only(rollouts).reason
+
+
+def test_no_folder_is_made_where_there_are_no_rollouts(tmp_path: Path) -> None:
+    rollouts = Rollouts(tmp_path)
+    rollouts.change({})
+    save(rollouts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_saved_is_not_saved_again(tmp_path: Path) -> None:
+    rollouts, traffic = started(tmp_path)
+    save(rollouts)
+    (path,) = tmp_path.rglob("*.json")
+    path.unlink()
+    save(rollouts)
+    assert not path.exists()
+    traffic.send(200)
+    save(rollouts)
+    assert path.exists()
