@@ -1,6 +1,8 @@
 """``penstock rollout``: what it prints, and what it says when it can't."""
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,28 @@ def test_what_can_not_be_done_is_said(
     assert "penstock rollout: " in capsys.readouterr().err
     monkeypatch.setenv("ADMIN_KEY", "sk-admin")
     assert main(["rollout", "status", "--url", gateway.url, "--key-env", "ADMIN_KEY"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [(200, b"[]", "is it a server of ours?"), (502, b"<html>", "/admin/rollouts answers 502")],
+)
+def test_what_another_server_answers_is_no_rollout(
+    status: int, body: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert main(["rollout", "status", "--url", f"http://127.0.0.1:{server.server_port}"]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_figures_stand_in_columns() -> None:

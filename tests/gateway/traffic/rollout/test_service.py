@@ -435,3 +435,19 @@ def test_what_is_saved_is_not_saved_again(tmp_path: Path) -> None:
     traffic.send(200)
     save(rollouts)
     assert path.exists()
+
+
+def test_a_stream_that_goes_on_for_minutes_is_no_slow_first_token() -> None:
+    rollouts, traffic = started(plan=a_plan("ttft"))
+    for uid in range(800):
+        traffic.clock.now += 1.0
+        canary = uid % 10 == 0
+        rollouts.came("chat", uid, canary, "")
+        if canary:
+            rollouts.began("chat", uid, 0.1)  # and it never ends
+        else:
+            rollouts.ended("chat", uid, Ending(200, "ok", ttft=0.1, e2e=5.0))
+        rollouts.look()
+    shown = only(rollouts)
+    assert shown.status != "rolled_back" and shown.canaries > 20
+    assert "ttft 1.00 times" in shown.guards[0].says
