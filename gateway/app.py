@@ -15,6 +15,9 @@ from gateway.api import (
     messages,
     models,
     responses,
+    rollouts,
+    routed,
+    shadows,
     tokenize,
 )
 from gateway.api.context import Context
@@ -54,6 +57,10 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/tokenize": {"POST": tokenize.tokenize_text},
     "/detokenize": {"POST": tokenize.detokenize_ids},
     "/admin/reload": {"POST": admin.reload},
+    "/admin/rollouts": {"GET": rollouts.list_rollouts},
+    "/admin/rollouts/{model}": {"GET": rollouts.show_rollout, "POST": rollouts.change_rollout},
+    "/admin/shadows": {"GET": shadows.list_shadows},
+    "/admin/shadows/pairs": {"GET": shadows.list_pairs},
     "/health/live": {"GET": health.live},
     "/health/ready": {"GET": health.ready},
     "/metrics": {"GET": health.metrics},
@@ -92,7 +99,7 @@ class App:
                 exchange.key = key = context.keys.check(exchange.authorization)
                 if endpoint.startswith("/admin/") and not key.admin:
                     raise errors.not_allowed("administer this server")
-            await _handler(endpoint, exchange)(context, exchange)
+            await routed.handle(context, exchange, endpoint, _handler(endpoint, exchange))
             outcome = "ok"
         except ClientGone:
             outcome = "disconnected"

@@ -21,6 +21,8 @@ from gateway.wire import (
     models,
     responses,
     responses_answer,
+    rollouts,
+    shadows,
     tokenize,
 )
 
@@ -84,6 +86,19 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("POST", "/tokenize"): Operation(tokenize.TokenizeResponse, tokenize.TokenizeRequest),
     ("POST", "/detokenize"): Operation(tokenize.DetokenizeResponse, tokenize.DetokenizeRequest),
     ("POST", "/admin/reload"): Operation(admin.Reloaded),
+    ("GET", "/admin/rollouts"): Operation(rollouts.RolloutList),
+    ("GET", "/admin/rollouts/{model}"): Operation(rollouts.RolloutShown),
+    ("POST", "/admin/rollouts/{model}"): Operation(rollouts.RolloutShown, rollouts.RolloutAction),
+    ("GET", "/admin/shadows"): Operation(shadows.ShadowList),
+    ("GET", "/admin/shadows/pairs"): Operation(
+        shadows.ShadowPairList,
+        query={
+            "model": {"type": "string"},
+            "target": {"type": "string"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": shadows.MAX_PAIRS},
+            "differing": {"type": "boolean"},
+        },
+    ),
     ("GET", "/health/live"): Operation(None),
     ("GET", "/health/ready"): Operation(None),
     ("GET", "/metrics"): Operation(None),

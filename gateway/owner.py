@@ -7,16 +7,14 @@ back as they come. Nothing is stored on the way; a client that leaves leaves the
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import httptools
 
 from gateway.api.exchange import Exchange, Receive, Scope, Send
+from gateway.api.inside import Application
 from gateway.wire import errors, sse
-
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _KEPT: Final = re.compile(r"/(?:v1/(?:files|batches|responses)|admin/rollouts)(?:/|$)")
 _HOP: Final = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"expect", b"upgrade", b"te"})
@@ -58,7 +56,9 @@ class ToOwner:
 
 
 async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    await Exchange(scope, receive, send).fail(errors.unavailable("Files, responses and rollouts can't be reached.", _RETRY))
+    await Exchange(scope, receive, send).fail(
+        errors.unavailable("Files, responses and rollouts can't be reached.", _RETRY)
+    )
 
 
 async def _ask(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> None:

@@ -18,6 +18,8 @@ from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.keys import client_keys, secret
 from gateway.settings import Settings, SettingsError, flag
 from gateway.traffic.keys import Key, KeyHash, Keyring, plain_keys
+from gateway.traffic.rollout.rollout import RolloutPlan
+from gateway.traffic.routes import RoutePlan
 
 # What a file says of each target, and the command line of its only one.
 _OF_TARGETS: Final = (
@@ -33,6 +35,8 @@ _RENAMED: Final = {
     "upstream_tokenizer": "tokenizer",
 }  # fmt: skip
 
+_ANSWERS: Final = ("engine", "model", "adapter", "dtype", "quantization", "kv_dtype", "vllm_args", "urls", "worker")
+"""What makes a target's answers what they are."""
 _ADAPTER: Final = "adapter"  # what a target's only one is called, between gateway and workers
 
 
@@ -51,20 +55,47 @@ class Plan(msgspec.Struct, frozen=True):
     """What a gateway serves.
 
     ``natives`` are the targets with workers that speak our link, as the command line would describe each; ``upstreams``
-    are those that requests pass through to. ``names`` has the target of each name that clients may say; without it,
-    targets themselves say what they serve. ``keys`` are those that clients may have beside the ones in the environment,
-    and ``counting`` says where their limits are counted.
+    are those that requests pass through to. ``names`` has the target of each name that clients may say, ``routes`` what
+    those lead to that don't simply stand for one; without them, targets themselves say what they serve. ``keys`` are
+    those that clients may have beside the ones in the environment; their limits are counted as ``counting`` says.
     """
 
     natives: Mapping[str, Settings] = {}
     upstreams: Mapping[str, UpstreamPlan] = {}
     names: Mapping[str, str] | None = None
+    routes: Mapping[str, RoutePlan] = {}
     keys: tuple[tuple[KeyHash, Key], ...] = ()
     counting: Counting = Counting()
 
     def names_of(self, target: str) -> list[str]:
-        """What clients call a target."""
+        """The names that simply stand for a target."""
         return [name for name, one in (self.names or {}).items() if one == target]
+
+    def called(self, target: str) -> list[str]:
+        """All names that may lead to a target."""
+        return [*self.names_of(target), *(name for name, one in self.routes.items() if target in one.targets)]
+
+    @property
+    def of_routes(self) -> frozenset[str]:
+        """The targets that routes lead to."""
+        return frozenset().union(*(one.all_targets for one in self.routes.values()))
+
+    def rollouts(self) -> dict[str, RolloutPlan]:
+        """The rollouts that are wanted, by model."""
+        return {
+            name: RolloutPlan(route.rollout, route.variants[0].name, route.variants[1].name, what=self._compared(route))
+            for name, route in self.routes.items()
+            if route.rollout is not None
+        }
+
+    def _compared(self, route: RoutePlan) -> str:
+        """What a rollout compares: as long as this stays the same, what it has seen holds."""
+        return msgspec.json.encode([(one.edit, self._answers(one.target)) for one in route.variants]).decode()
+
+    def _answers(self, target: str) -> dict[str, Any]:
+        """What answers as a target, however many there are of it."""
+        one = self.natives.get(target) or self.upstreams[target]
+        return {name: getattr(one, name) for name in _ANSWERS if hasattr(one, name)}
 
     @property
     def started_here(self) -> int:
@@ -133,7 +164,7 @@ def differences(old: Plan, new: Plan) -> list[str]:
     """What changes from one plan to the next, in words."""
     return [
         *_changes("target", {**old.natives, **old.upstreams}, {**new.natives, **new.upstreams}),
-        *_changes("model", old.names or {}, new.names or {}),
+        *_changes("model", {**(old.names or {}), **old.routes}, {**(new.names or {}), **new.routes}),
         *_changes(
             "key", {key.id: (hash, key) for hash, key in old.keys}, {key.id: (hash, key) for hash, key in new.keys}
         ),
@@ -148,8 +179,9 @@ def _changes(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
         elif name not in old:
             yield f"{kind} {name} added"
         elif old[name] != new[name]:
-            leads = f": leads to {new[name]} now" if kind == "model" else f" changed: {_fields(old[name], new[name])}"
-            yield f"{kind} {name}{leads}"
+            leads = isinstance(new[name], str)
+            said = f": leads to {new[name]} now" if leads else f" changed: {_fields(old[name], new[name])}"
+            yield f"{kind} {name}{said}"
 
 
 def _fields(old: Any, new: Any) -> str:
@@ -157,6 +189,8 @@ def _fields(old: Any, new: Any) -> str:
     if isinstance(old, tuple):
         (old_hash, old), (new_hash, new) = old, new
         return ", ".join((["hash"] if old_hash != new_hash else []) + ([_fields(old, new)] if old != new else []))
+    if isinstance(old, str):
+        return "it has a route now"
     if type(old) is not type(new):
         return "engine"
     return ", ".join(
@@ -194,7 +228,8 @@ def _of_file(settings: Settings, file: str) -> Plan:
     return Plan(
         natives,
         upstreams,
-        {name: model.leads_to for name, model in config.models.items()},
+        {name: model.plain for name, model in config.models.items() if model.plain is not None},
+        {name: model.route for name, model in config.models.items() if model.plain is None},
         tuple(key.entry for key in config.keys),
         config.limits,
     )

@@ -29,12 +29,13 @@ import uvicorn
 import uvloop
 
 from gateway.api.context import Context, ReloadError
+from gateway.api.inside import Application
 from gateway.app import App
 from gateway.batches.service import Batches
 from gateway.fleet.worker_process import runtime_directory, worker_command
 from gateway.http_protocol import HttpProtocol
 from gateway.lane.protocol import close_idle, protocol
-from gateway.owner import Application, ToOwner
+from gateway.owner import ToOwner
 from gateway.serving import Serving, StartError
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
 from gateway.startup import display
@@ -188,8 +189,11 @@ class GatewayServer:
         self._context = Context(max_queue=settings.max_queue, max_body=settings.max_body)
         self._display = display()
         data = data_folder(settings)
-        self._serving = serving = Serving(settings, self._context, directory, command_of, self._display.show, data)
+        self._serving = serving = Serving(
+            settings, self._context, directory, command_of, self._display.show, data, leads=keeps_data
+        )
         app = App(self._context)
+        serving.answer_with(app)
         make: Any = protocol(serving.lanes) if serving.lanes is not None else HttpProtocol
         keeping = bool(serving.plan.natives) or settings.config is not None
         here = ToOwner(app, owner) if keeping and owner is not None and not keeps_data else app

@@ -14,6 +14,7 @@ import msgspec
 
 from engine.link import Progress
 from gateway.api.context import Context, ReloadError
+from gateway.api.inside import Application, ask
 from gateway.config.keys import Counting
 from gateway.fleet.crew import Place
 from gateway.fleet.running_target import RunningTarget
@@ -27,6 +28,10 @@ from gateway.settings import Settings, SettingsError
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
 from gateway.traffic.limits.stores import make_store
+from gateway.traffic.rollout.service import Rollouts
+from gateway.traffic.routes import Route
+from gateway.traffic.shadow.service import ANSWER_LIMIT, Asked, Shadows
+from gateway.traffic.watching import Watching
 
 _ELSEWHERE_WITHIN: Final = 10.0  # seconds for a new target that runs elsewhere to answer; then it is taken as it is
 _LOOK_EVERY: Final = 0.1
@@ -50,7 +55,8 @@ class Serving:
         directory: where the workers' sockets go.
         command_of: says what to run as a worker that listens on an address.
         on_progress: told how the first worker loads.
-        data: the folder in which limits are counted.
+        data: the folder in which limits are counted, and rollouts and shadows remember what they know.
+        leads: False for one of several gateway processes that another one decides for.
 
     Raises:
         SettingsError: there is a fault in the settings, or in the file that they name.
@@ -64,6 +70,8 @@ class Serving:
         command_of: Callable[[Settings, str], list[str]],
         on_progress: Callable[[Progress], None] | None = None,
         data: Path | None = None,
+        *,
+        leads: bool = True,
     ) -> None:
         self._settings = settings
         self._context = context
@@ -71,6 +79,11 @@ class Serving:
         self._command_of = command_of
         self._on_progress = on_progress
         self._data = data
+        self._app: Application | None = None
+        self._rollouts = context.rollouts = Rollouts(data, leads=leads)
+        self._rollouts.on_change = self._weigh
+        self._shadows = context.shadows = Shadows(self._ask, data if leads else None, context.metrics)
+        context.watching = Watching(self._rollouts, self._shadows)
         self._counting: Counting | None = None
         self._targets: dict[str, RunningTarget] = {}
         self._passings: dict[str, Passing] = {}
@@ -90,6 +103,10 @@ class Serving:
         self._count(plan)
         self._switch(plan, targets, passings)
 
+    def answer_with(self, app: Application) -> None:
+        """Let requests from within, such as shadows, be answered by ``app``."""
+        self._app = app
+
     async def run(self) -> None:
         """Keep all targets until cancelled.
 
@@ -100,11 +117,13 @@ class Serving:
         everything: list[Target] = [*self._targets.values(), *self._passings.values()]
         for one in everything:
             self._start(one)
-        ticking = asyncio.create_task(self.lanes.tick()) if self.lanes is not None else None
+        watching = [asyncio.create_task(self._rollouts.run()), asyncio.create_task(self._shadows.run())]
+        if self.lanes is not None:
+            watching.append(asyncio.create_task(self.lanes.tick()))
         try:
             await self._failed
         finally:
-            tasks = [*self._tasks.values(), *self._retiring, *([ticking] if ticking is not None else [])]
+            tasks = [*self._tasks.values(), *self._retiring, *watching]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -222,7 +241,7 @@ class Serving:
             await self._give_up(fresh.values())
             raise
         running: dict[str, Target] = {**self._targets, **self._passings}
-        called = {name: self.plan.names_of(name) for name in running}
+        called = {name: self.plan.called(name) for name in running}
         self._switch(
             plan,
             {name: targets[name] for name in plan.natives},
@@ -259,18 +278,47 @@ class Serving:
         if self.lanes is not None:
             passing = {name: passings[target].lane for name, target in (names or {}).items() if target in passings}
             asked = next((one.lane for one in passings.values()), None) if names is None else None
-            self.lanes.lead(passing, asked, beside=bool(targets))
+            lanes = {name: one.lane for name, one in passings.items()} if plan.routes else {}
+            self.lanes.lead(passing, asked, targets=lanes, choosing=bool(targets) or bool(plan.routes))
+        self._lead(plan)
         context.awaited = [name for name, target in (names or {}).items() if target in targets]
+        context.awaited_targets = [name for name in targets if name in plan.of_routes]
         context.models.clear()
+        context.targets.clear()
         for target in targets.values():
             for model in list(target.models.values())[: 1 if names is not None else None]:
                 self._publish(target, model)
+
+    def _lead(self, plan: Plan) -> None:
+        """Let names with routes lead to what a plan says."""
+        self._context.routes = {
+            name: Route(name, route, passes=route.targets <= plan.upstreams.keys())
+            for name, route in plan.routes.items()
+        }
+        self._rollouts.change(plan.rollouts())
+        self._shadows.change({name: route.shadows for name, route in plan.routes.items()})
+        for name in plan.routes:
+            self._weigh(name)
+
+    def _weigh(self, model: str) -> None:
+        """Let a rollout's canary get what it is due."""
+        if (route := self._context.routes.get(model)) is not None:
+            route.weigh(self._rollouts.weight(model))
+
+    async def _ask(self, target: str, endpoint: str, body: bytes) -> Asked:
+        """Ask a target from within, for a shadow."""
+        if self._app is None:
+            raise RuntimeError("there is nothing yet that could answer")
+        answer = await ask(self._app, endpoint, body, only=target, limit=ANSWER_LIMIT)
+        return Asked(answer.status, answer.body)
 
     def _publish(self, target: RunningTarget, model: ServedModel) -> None:
         """Let clients have a model, if it is any of theirs yet."""
         key = next((name for name, one in self._targets.items() if one is target), None)
         if key is None:
             return  # it is being started, or has just been given up
+        if key in self.plan.of_routes:
+            self._context.targets[key] = model
         names = self.plan.names_of(key) if self.plan.names is not None else [model.name]
         for name in names:
             self._context.models[name] = model.named(name)

@@ -19,7 +19,7 @@ async def chat_completions(context: Context, exchange: Exchange) -> None:
     """``POST /v1/chat/completions``: the next message of a conversation, whole or as a stream."""
     request = await decode(context, exchange, chat.decoder)
     request.check()
-    model = context.model(request.model, exchange.key)
+    model = context.model(request.model, exchange)
     form = ChatForm(request, model.name, model.tokenizer)
     await answer_chat(context, exchange, request, form, parts=False)
 
@@ -43,7 +43,7 @@ async def answer_chat(
         ClientGone: the client left; its requests have been aborted.
     """
     request.check()
-    model = context.model(request.model, exchange.key)
+    model = context.model(request.model, exchange)
     exchange.model = model.name
     prompt = render_chat(model, request)
     plan = await _plan(model, request, prompt, parts)

@@ -51,6 +51,7 @@ class Choice:
         "reason",
         "reasoning_tokens",
         "started",
+        "surprisal",
     )
 
     def __init__(
@@ -75,6 +76,8 @@ class Choice:
         self.reason: FinishReason | None = None
         self.started = False
         self.completion_tokens = 0
+        self.surprisal = 0.0
+        """Of all tokens together, in nats: what their log-probabilities add up to, without the sign."""
         self.reasoning_tokens: int | None = None
         self.cached = 0
 
@@ -104,6 +107,7 @@ class Choice:
             self.reason = "length"
         else:
             self.completion_tokens += len(output.tokens)
+            self.surprisal -= sum(output.logprobs)
             if self._scored:
                 tokens = [*tokens, *output_scores(output)]
             text += self._text(output)

@@ -13,7 +13,7 @@ async def text_completions(context: Context, exchange: Exchange) -> None:
     """``POST /v1/completions``: the continuation of each prompt, whole or as a stream."""
     request = await decode(context, exchange, completions.decoder)
     request.check()
-    model = context.model(request.model, exchange.key)
+    model = context.model(request.model, exchange)
     exchange.model = model.name
     prompts = request.prompts(model.vocab_size)
     if len(prompts) * (request.n or 1) > completions.MAX_ANSWERS:

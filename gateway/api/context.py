@@ -1,7 +1,7 @@
 """What do all endpoints share? The models, the metrics, the limits, and whether we are shutting down."""
 
-from collections.abc import Awaitable, Callable, Collection
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Final, Protocol
 
 from engine.link import Failed
 from gateway.api.exchange import Exchange
@@ -10,9 +10,17 @@ from gateway.batches.service import Batches
 from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.telemetry.metrics import Metrics
-from gateway.traffic.keys import ANYBODY, Key, Keyring
+from gateway.traffic.keys import Key, Keyring
 from gateway.traffic.limits.limiter import Limiter
+from gateway.traffic.rollout.service import Rollouts
+from gateway.traffic.routes import Route
+from gateway.traffic.shadow.service import Shadows
+from gateway.traffic.watching import Watching
 from gateway.wire import errors
+
+if TYPE_CHECKING:
+    from gateway.lane.inside import Inside
+    from gateway.lane.lane import Lane
 
 _RETRY_LOST: Final = 2.0  # a dead worker's successor takes at least a second to come
 
@@ -30,6 +38,26 @@ class Upstreams(Protocol):
 
     def names(self) -> list[str]:
         """The names of the models."""
+
+    def lane_to(self, target: str) -> "Lane | None":
+        """The way to a target, if it is one of upstreams."""
+
+    def lane_of(self, model: str) -> "Lane | None":
+        """The way that a model's name leads to, if it leads to upstreams."""
+
+    def inside(
+        self,
+        lane: "Lane",
+        *,
+        endpoint: str,
+        sent: list[tuple[bytes, bytes]],
+        body: bytes,
+        key: Key,
+        variant: str,
+        request_id: str,
+        unseen: bool = False,
+    ) -> "Inside":
+        """Send a request from within this way; see `gateway.lane.inside`."""
 
     def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:
         """End every request that still runs, with a reason."""
@@ -54,6 +82,14 @@ class Context:
         self.limits = Limiter(self.metrics)
         self.upstreams: Upstreams | None = None
         self.models: dict[str, ServedModel] = {}
+        self.targets: dict[str, ServedModel] = {}
+        """What routes lead to, by the names of targets."""
+        self.routes: Mapping[str, Route] = {}
+        """What names lead to that don't simply stand for one target."""
+        self.watching: Watching | None = None
+        """Where requests of routes are reported to."""
+        self.awaited_targets: Collection[str] = ()
+        """Targets of routes of which workers are to come."""
         self.awaited: Collection[str] = ()
         """Names of models of which workers are to come, whether they are there or not."""
         self.exchanges: set[Exchange] = set()
@@ -62,33 +98,54 @@ class Context:
         """Reads the configuration file again and says what has changed."""
         self.responses = ResponseStore()
         self.batches: Batches | None = None
+        self.rollouts: Rollouts | None = None
+        self.shadows: Shadows | None = None
         self.draining = False
         self.queued = 0
         self.in_flight = 0
         self.metrics.queued.set_function(lambda: self.queued)
         self.metrics.in_flight.set_function(lambda: self.in_flight)
 
-    def model(self, name: str, key: Key = ANYBODY) -> ServedModel:
-        """The model that clients call ``name``, for who has this key.
+    def model(self, name: str, exchange: Exchange | None = None) -> ServedModel:
+        """The model that clients call ``name``; for one with a route, what it chose for this exchange, or else would.
 
         Raises:
-            ApiError: 403, it is not meant for that key; 404, there is no such model; 503, it is still being loaded.
+            ApiError: 403, it is not meant for the client's key; 404, there is no such model; 503, it is still loaded.
         """
-        key.allow(name)
-        found = self.models.get(name)
+        if exchange is not None:
+            exchange.key.allow(name)
+            if exchange.served is not None:
+                return exchange.served
+        found = self.models.get(name) or self.usual(name)
         if found is None:
             if self.upstreams is not None and name in self.upstreams.names():
                 raise errors.ApiError(
                     404, f"The model '{name}' does not have this endpoint here.", code="model_not_found", param="model"
                 )
-            if name in self.awaited or (not self.models and self.upstreams is None):
+            if name in self.awaited or name in self.routes or (not self.models and self.upstreams is None):
                 raise errors.unavailable("The model is still being loaded.", 1)
             raise errors.model_not_found(name, self.names())
         return found
 
     def names(self) -> list[str]:
         """The names that clients may ask for."""
-        return [*self.models, *(self.upstreams.names() if self.upstreams is not None else ())]
+        return [*self.models, *self.routes, *(self.upstreams.names() if self.upstreams is not None else ())]
+
+    def usual(self, name: str) -> ServedModel | None:
+        """The first variant of a route that is served here, which says how text becomes tokens."""
+        route = self.routes.get(name)
+        if route is None:
+            return None
+        found = [self.targets[one.target] for one in route.plan.variants if one.target in self.targets]
+        return found[0].named(name) if found else None
+
+    def lane_to(self, target: str) -> "Lane | None":
+        """The lane to a target, if it is one that requests pass through to."""
+        return self.upstreams.lane_to(target) if self.upstreams is not None else None
+
+    def lane_of(self, model: str) -> "Lane | None":
+        """The lane that a model's name leads to, if it leads to one."""
+        return self.upstreams.lane_of(model) if self.upstreams is not None else None
 
     def batches_or_503(self) -> Batches:
         """Files and batches.
@@ -107,12 +164,15 @@ class Context:
             return "The server is shutting down."
         if self.upstreams is not None and (reason := self.upstreams.not_ready) is not None:
             return reason
-        if not self.models and self.upstreams is None:
+        if not self.models and not self.targets and self.upstreams is None:
             return "The model is still being loaded."
         for name in self.awaited:
             if name not in self.models:
                 return f"The model '{name}' is still being loaded."
-        for model in self.models.values():
+        for name in self.awaited_targets:
+            if name not in self.targets:
+                return f"The target '{name}' is still being loaded."
+        for model in [*self.models.values(), *self.targets.values()]:
             if not model.fleet.ready:
                 return f"The worker of '{model.name}' is {model.fleet.state}."
         return None
@@ -134,7 +194,7 @@ class Context:
 
     def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:
         """End every request that still runs, with a reason."""
-        for model in self.models.values():
+        for model in [*self.models.values(), *self.targets.values()]:
             model.fleet.interrupt_all(make_reason)
         if self.upstreams is not None:
             self.upstreams.interrupt_all(make_reason)

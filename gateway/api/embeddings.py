@@ -30,7 +30,7 @@ async def embed(context: Context, exchange: Exchange) -> None:
     """``POST /v1/embeddings``: a vector for each text or list of token ids."""
     request = await decode(context, exchange, embeddings.decoder)
     request.check()
-    model = context.model(request.model, exchange.key)
+    model = context.model(request.model, exchange)
     exchange.model = model.name
     if not model.embedding_size:
         raise errors.unsupported_parameter("model", f"'{model.name}' makes no embeddings")

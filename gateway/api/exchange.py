@@ -7,10 +7,13 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway.traffic.keys import ANYBODY
 from gateway.wire import errors, sse
+
+if TYPE_CHECKING:
+    from gateway.fleet.served_model import ServedModel
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -20,7 +23,6 @@ Send = Callable[[Message], Awaitable[None]]
 _JSON: Final = b"application/json"
 _EVENTS: Final = b"text/event-stream; charset=utf-8"
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}")
-_VARIANT: Final = (b"x-penstock-variant", b"default")
 # After an early answer the rest of a body is read and dropped for this long: closing at once would reset the
 # connection, and the client would never see the answer.
 _LINGER: Final = 1.0
@@ -30,6 +32,16 @@ class ClientGone(Exception):
     """The client left before its answer was complete; nobody is there to be told."""
 
 
+class Observer(Protocol):
+    """Who wants to know what goes to a client."""
+
+    def first(self, *, streamed: bool) -> None:
+        """The first of an answer is there; may be called again."""
+
+    def add(self, data: bytes) -> None:
+        """More of the answer's body is on its way."""
+
+
 class Exchange:
     """One request and its answer.
 
@@ -37,10 +49,13 @@ class Exchange:
     how an error is written before an answer has begun, and in the middle of a stream: OpenAI's way, unless the endpoint
     has another. ``headers`` are those that the endpoint adds to its answer. ``key`` is whose request it is, ``model``
     what the metrics count it under, ``status`` the answer's status (0 before there is one), ``params`` what the path's
-    parameters stand for.
+    parameters stand for. ``sent`` are the request's headers. ``served`` is the model that is to answer where a route
+    has chosen it, ``variant`` what the answer calls it, ``only`` the target that a request from within is for.
+    ``uncertainty`` is the mean surprisal of the answer's tokens, where it is known.
     """
 
     __slots__ = (
+        "_body",
         "_content_length",
         "_receive",
         "_send",
@@ -54,11 +69,17 @@ class Exchange:
         "key",
         "method",
         "model",
+        "observer",
+        "only",
         "params",
         "path",
         "query",
         "request_id",
+        "sent",
+        "served",
         "status",
+        "uncertainty",
+        "variant",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +93,15 @@ class Exchange:
         self.key = ANYBODY
         self.status = 0
         self.complete = False
-        self.background = bool(scope.get("state", {}).get("background"))
+        state = scope.get("state", {})
+        self.background = bool(state.get("background"))
+        self.only: str = state.get("only", "")
+        self.sent: list[tuple[bytes, bytes]] = scope["headers"]
+        self.served: ServedModel | None = None
+        self.variant = b"default"
+        self.observer: Observer | None = None
+        self.uncertainty: float | None = None
+        self._body: bytes | None = None
         self.fault_body: Callable[[errors.ApiError], bytes] = _error_body
         self.fault_events: Callable[[errors.ApiError], bytes] = sse.error_event
         self.headers: list[tuple[bytes, bytes]] = []
@@ -95,14 +124,20 @@ class Exchange:
         )
 
     async def body(self, limit: int) -> bytes:
-        """The whole body.
+        """The whole body, or what has been put in its place.
 
         Raises:
             ApiError: 413, the body has more than ``limit`` bytes. It isn't read any further then.
             ClientGone: the client left before it was complete.
         """
-        parts = [part async for part in self.parts(limit)]
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._body is None:
+            parts = [part async for part in self.parts(limit)]
+            self._body = parts[0] if len(parts) == 1 else b"".join(parts)
+        return self._body
+
+    def replace_body(self, body: bytes) -> None:
+        """Let handlers read this body."""
+        self._body = body
 
     async def parts(self, limit: int) -> AsyncIterator[bytes]:
         """The body in the pieces that it comes in, for bodies that memory has no room for.
@@ -132,13 +167,18 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
+    def first(self, *, streamed: bool) -> None:
+        """The first token of the answer is there."""
+        if self.observer is not None:
+            self.observer.first(streamed=streamed)
+
     async def reply(
         self, status: int, body: bytes, *, content_type: bytes = _JSON, headers: Mapping[str, str] | None = None
     ) -> None:
         """Answer with ``body``, whole."""
         await self._start(status, content_type, len(body), headers)
         self.complete = True
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._send_body(body, more=False)
 
     async def start_stream(self) -> None:
         """Begin an answer in server-sent events; `send` and `end` follow."""
@@ -150,12 +190,20 @@ class Exchange:
 
     async def send(self, events: bytes) -> None:
         """Send events of a streamed answer. Waits while the client reads too slowly."""
-        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+        await self._send_body(events, more=True)
 
     async def end(self, events: bytes) -> None:
         """Send the last events of a streamed answer."""
         self.complete = True
-        await self._send({"type": "http.response.body", "body": events, "more_body": False})
+        await self._send_body(events, more=False)
+
+    async def relay(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Begin an answer that somebody else has made, with its own headers; `send` and `end` follow."""
+        self.status = status
+        if status < 300:
+            kinds = [value for name, value in headers if name == b"content-type"]
+            self.first(streamed=bool(kinds) and kinds[0].startswith(b"text/event-stream"))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def fail(self, error: errors.ApiError) -> None:
         """Tell the client that there is no answer, or, within a stream, no more of it."""
@@ -177,8 +225,12 @@ class Exchange:
     async def _start(
         self, status: int, content_type: bytes, length: int | None, extra: Mapping[str, str] | None
     ) -> None:
-        headers = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode()), _VARIANT]
-        headers += self.headers
+        headers = [
+            (b"content-type", content_type),
+            (b"x-request-id", self.request_id.encode()),
+            (b"x-penstock-variant", self.variant),
+            *self.headers,
+        ]
         if length is None:
             headers.append((b"cache-control", b"no-cache"))
         else:
@@ -186,7 +238,14 @@ class Exchange:
         if extra:
             headers.extend((name.encode(), value.encode()) for name, value in extra.items())
         self.status = status
+        if status < 300:
+            self.first(streamed=length is None)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def _send_body(self, data: bytes, *, more: bool) -> None:
+        if self.observer is not None:
+            self.observer.add(data)
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _drop_body(self) -> None:
         try:

@@ -108,6 +108,7 @@ class Generation:
             seat.leave()
             if not self._first:
                 self._count_end()
+            self._exchange.uncertainty = self._uncertainty()
             if counted is not None:
                 counted.settle(self._used(gone))
             if watcher is not None:
@@ -292,8 +293,14 @@ class Generation:
             reasoning=sum(thinks) if thinks else None,
         )
 
+    def _uncertainty(self) -> float | None:
+        """The mean surprisal of all tokens, in nats; None without any."""
+        tokens = sum(choice.completion_tokens for choice in self._choices.values())
+        return sum(choice.surprisal for choice in self._choices.values()) / tokens if tokens else None
+
     def _count_first_token(self) -> None:
         self._first = False
+        self._exchange.first(streamed=bool(self._request.stream))
         if not self._exchange.background:
             self._counters.first_token.observe(time.perf_counter() - self._arrived)
         self._counters.prompt_tokens.inc(self._prompt_tokens)

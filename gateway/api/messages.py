@@ -31,7 +31,7 @@ async def count_tokens(context: Context, exchange: Exchange) -> None:
     request.check()
     chat = chat_request(request)
     chat.check()
-    model = context.model(chat.model, exchange.key)
+    model = context.model(chat.model, exchange)
     exchange.model = model.name
     ids = await model.tokenizer.encode_async(render_chat(model, chat), add_special_tokens=False)
     await exchange.reply(200, encode(TokenCount(len(ids))))

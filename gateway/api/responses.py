@@ -28,7 +28,7 @@ async def create_response(context: Context, exchange: Exchange) -> None:
     """``POST /v1/responses``: what the model says next, whole or as a stream; kept unless ``store`` is false."""
     request = await decode(context, exchange, responses.decoder)
     request.check()
-    model = context.model(request.model, exchange.key)
+    model = context.model(request.model, exchange)
     store = context.responses
     conversation = read_conversation(request, store)
 

@@ -50,6 +50,6 @@ def _model(context: Context, exchange: Exchange, name: str | None) -> ServedMode
         if len(context.models) > 1:
             raise errors.invalid_value("model", "several models are served here; name one")
         name = next(iter(context.models), "")
-    model = context.model(name, exchange.key)
+    model = context.model(name, exchange)
     exchange.model = model.name
     return model

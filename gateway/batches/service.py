@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from gateway.api.inside import Application
 from gateway.batches import run
 from gateway.batches.files import FileStore
 from gateway.batches.folder import DataFolder, FolderUnavailable, Threads, reason
-from gateway.batches.inside import Application
 from gateway.batches.shared import Shared
 from gateway.wire import errors
 from gateway.wire.batches import Batch, CreateBatch

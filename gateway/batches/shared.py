@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from gateway.api.inside import Application
 from gateway.batches.files import FileStore
 from gateway.batches.folder import Threads
-from gateway.batches.inside import Application
 
 _CHECKED: Final = 2  # inputs that are checked at a time; each takes its share of a core
 _ACTIVE: Final = 64  # batches with open files and a block of input in memory

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.api.inside import Answer, ask
 from gateway.batches.folder import outlast
-from gateway.batches.inside import Answer, ask
 from gateway.batches.lines import Line, Lines, decode_line
 from gateway.batches.results import Outcome, Results, answered
 from gateway.batches.shared import Shared, Stopped

@@ -10,17 +10,15 @@ import msgspec
 
 from engine.link import parse_address
 from gateway.config.document import Document, Fault, Path, read
-from gateway.config.keys import ApiKey, Counting, KeyLimits, wrong_counting, wrong_keys
-from gateway.config.structs import Config, Model, NativeTarget, OpenAITarget, Target, Variant, VllmTarget, decode_value
+from gateway.config.keys import ApiKey, Counting, wrong_counting, wrong_keys
+from gateway.config.models import Model, wrong_model
+from gateway.config.structs import Config, NativeTarget, OpenAITarget, Target, VllmTarget
+from gateway.config.values import decode_value
 from gateway.fleet.upstream.sources import parse_source
 from gateway.settings import SettingsError
 
 _ENGINES: Final[dict[str, type[Target]]] = {"native": NativeTarget, "vllm": VllmTarget, "openai": OpenAITarget}
-_WITHIN: Final[dict[type, type]] = {Model: Variant, ApiKey: KeyLimits}
-_LATER: Final[dict[str, str]] = {
-    "log": "the request log is not there yet",
-    **dict.fromkeys(("weight", "sticky", "shadow", "fallback", "timeout", "rollout"), "this is not there yet"),
-}
+_LATER: Final[dict[str, str]] = {"log": "the request log is not there yet"}
 _AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 _TYPES: Final = {
@@ -139,8 +137,8 @@ def _translated(document: Document, path: Path, kind: type, value: Any, error: m
     if types := re.fullmatch(r"Expected `(.*?)`(.*?)(?:, got `(.*)`)?", what):
         but = f", but this is {_words(types[3])}" if types[3] else ""
         return document.fault(at, f"expected {_words(types[1])}{types[2]}{but}")
-    if what.startswith("Invalid enum value") and len(steps) == 1:
-        return document.fault(at, f"{what[len('Invalid enum value ') :]} is unknown: it is {_choices(kind, steps[0])}")
+    if what.startswith("Invalid enum value"):
+        return document.fault(at, f"{what[len('Invalid enum value ') :]} is unknown: it is {_choices(kind, steps)}")
     return document.fault(at, what[:1].lower() + what[1:])
 
 
@@ -159,9 +157,23 @@ def _search(kind: type, value: Any, below: str) -> list[str | int]:
 
 def _fields(kind: type, steps: list[str | int]) -> tuple[str, ...]:
     """The fields that there are, of ``kind`` or of what it has at ``steps``."""
-    inner = _WITHIN.get(kind, kind) if steps else kind
-    names: tuple[str, ...] = inner.__struct_fields__  # type: ignore[attr-defined]
-    return ("engine", *names) if kind in _ENGINES.values() else names
+    inner = _struct_at(kind, steps)
+    return ("engine", *inner.__struct_fields__) if inner in _ENGINES.values() else inner.__struct_fields__
+
+
+def _struct_at(kind: Any, steps: Iterable[str | int]) -> Any:
+    """The struct that ``kind`` has at ``steps``; what they say beside names of fields leads to no other one."""
+    for step in steps:
+        if step in kind.__struct_fields__:
+            kind = _struct_in(get_type_hints(kind)[str(step)]) or kind
+    return kind
+
+
+def _struct_in(hint: Any) -> Any:
+    """The struct that a type is or has in it; None if it has none."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return hint
+    return next((found for one in get_args(hint) if (found := _struct_in(one)) is not None), None)
 
 
 def _unknown(name: str, fields: Iterable[str]) -> str:
@@ -176,8 +188,9 @@ def _words(types: str) -> str:
     return " or ".join(_TYPES.get(name, name) for name in types.split(" | ") if name != "null" or types == "null")
 
 
-def _choices(kind: type, field: str | int) -> str:
-    hint = get_type_hints(kind)[str(field)]
+def _choices(kind: type, steps: list[str | int]) -> str:
+    fields = [step for step in steps if isinstance(step, str)]
+    hint = get_type_hints(_struct_at(kind, fields[:-1]))[fields[-1]]
     while get_origin(hint) is not Literal:
         hint = get_args(hint)[0]
     return _listed(get_args(hint))
@@ -192,28 +205,12 @@ def _unlike(document: Document, models: dict[str, Model], targets: dict[str, Tar
     """What can be right in itself, and is wrong beside the rest."""
     known = document.value.get("targets") if isinstance(document.value, dict) else None
     for name, model in models.items():
-        yield from _wrong_model(document, name, model, known if isinstance(known, dict) else {})
+        yield from wrong_model(document, name, model, known if isinstance(known, dict) else {})
     for name, target in targets.items():
         if isinstance(target, OpenAITarget):
             yield from _wrong_upstreams(document, ("targets", name), target)
         else:
             yield from _wrong_workers(document, ("targets", name), target)
-
-
-def _wrong_model(document: Document, name: str, model: Model, targets: dict[str, Any]) -> Iterator[Fault]:
-    path: Path = ("models", name)
-    if not name.strip():
-        yield document.fault(path, "a model's name can't be empty")
-    if (model.target is None) == (model.variants is None):
-        yield document.fault(path, "a model has either target or variants")
-    elif model.variants is not None and len(model.variants) != 1:
-        yield document.fault(
-            (*path, "variants"), "more than one variant, with weights, is not there yet: name exactly one"
-        )
-    elif model.leads_to not in targets:
-        at: Path = ("target",) if model.variants is None else ("variants", *model.variants, "target")
-        there = f"the targets are {_listed(targets)}" if targets else "there are none"
-        yield document.fault((*path, *at), f"there is no target {model.leads_to!r}: {there}")
 
 
 def _wrong_upstreams(document: Document, path: Path, target: OpenAITarget) -> Iterator[Fault]:

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from gateway.config import keys
 from gateway.config.keys import ApiKey, Counting
+from gateway.config.models import Model
+from gateway.config.values import Count, Seconds, Share, Size, describe_value
 from gateway.settings import (
     Device,
     Dtype,
@@ -18,9 +19,6 @@ from gateway.settings import (
     ReasoningParser,
     ToolParser,
     descriptions,
-    parse_seconds,
-    parse_share,
-    parse_size,
 )
 from scheduler.policies import Policy
 
@@ -29,49 +27,6 @@ _OPTIONS: Final = descriptions()
 
 def _as(option: str) -> Meta:
     return Meta(description=_OPTIONS[option])
-
-
-Count = Annotated[int, Meta(ge=1)]
-
-
-class Size(int):
-    """Bytes, written as a number or as ``2GiB``."""
-
-
-class Seconds(float):
-    """Seconds, written as a number or as ``200ms``."""
-
-
-class Share(float):
-    """A part of a whole, written as ``0.9`` or ``90%``."""
-
-
-_PARSERS: Final[dict[type, Any]] = {
-    Size: lambda text: Size(parse_size(text)),
-    Seconds: lambda text: Seconds(parse_seconds(text)),
-    Share: lambda text: Share(parse_share(text)),
-    **keys.PARSERS,
-}
-_EXAMPLES: Final[dict[type, list[Any]]] = {
-    Size: ["2GiB"],
-    Seconds: ["500ms", 1.5],
-    Share: [0.9, "90%"],
-    **keys.EXAMPLES,
-}
-
-
-def decode_value(kind: type, value: Any) -> Any:
-    """A `Size`, `Seconds`, `Share` or one of `keys` as msgspec wants it of a hook.
-
-    Raises:
-        ValueError: ``value`` is none; the message says what would be right.
-    """
-    return _PARSERS[kind](str(value))
-
-
-def describe_value(kind: type) -> dict[str, Any]:
-    """The JSON schema of such a value."""
-    return {"type": ["string", "number"], "examples": _EXAMPLES[kind]}
 
 
 class _Workers(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,29 +122,6 @@ class OpenAITarget(
 
 
 Target = NativeTarget | VllmTarget | OpenAITarget
-
-
-class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of the ways in which a model is answered for."""
-
-    target: Annotated[str, Meta(description="the target that answers, by its name under targets")]
-
-
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a name that clients send leads to: a target, or variants, of which there can be one only so far."""
-
-    target: Annotated[str | None, Meta(description="the target that answers, by its name under targets")] = None
-    variants: Annotated[
-        dict[str, Variant] | None, Meta(description="instead of target: exactly one variant, by a name of its own")
-    ] = None
-
-    @property
-    def leads_to(self) -> str:
-        """The target's name."""
-        if self.target is not None:
-            return self.target
-        (variant,) = (self.variants or {}).values()
-        return variant.target
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -66,6 +66,11 @@ class Exchange:
         "_timer", "_tried", "_winner", "counters", "endpoint", "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
+    variant = heads.DEFAULT
+    """What the answer says of who made it."""
+    unseen = False
+    """Whether it is none of a client's: then it is counted nowhere."""
+
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
         self._lanes = lanes
         self._lane: Lane  # once it is admitted
@@ -198,27 +203,45 @@ class Exchange:
         context = lanes.context
         if context.draining:
             raise errors.shutting_down()
-        key = context.keys.check(self.head.authorization)
-        body = self.body
-        skimmed = self._skimmed or skim(body)
-        model = skimmed.model
+        key = self._key()
+        skimmed = self._skimmed = self._skimmed or skim(self.body)
+        self.model = model = skimmed.model
         key.allow(model)
-        self._lane = lane = lanes.route(model)
-        if lane.passes_keys and not context.keys:
-            self._forwarded += self.head.key
-        self.model = model
-        self.label = model if lane.named else ""  # names that clients make up are no labels
-        ready = lane.ready(model, self._received)
-        lane.check_room()
+        ready = self._find_lane(key)
+        self._lane.check_room()
         if ready[0].models:
             self.label = model
-        if lane.model is not None:
-            self._body = renamed(body, lane.model)
-        self.counters = context.metrics.model(self.endpoint, self.label)
+        if not self.unseen:
+            self.counters = context.metrics.model(self.endpoint, self.label)
         if key is ANYBODY or not (accounts := key.accounts(model)):
             self._queue(skimmed, ready)
         else:
             self._enter(key, accounts, skimmed)
+
+    def _key(self) -> Key:
+        """Whose request it is.
+
+        Raises:
+            ApiError: 401, nobody's.
+        """
+        return self._lanes.context.keys.check(self.head.authorization)
+
+    def _find_lane(self, key: Key) -> list[Target]:
+        """Take the lane that the model's name leads to; returns the targets that may answer, at least one.
+
+        Raises:
+            ApiError: there is no lane for it, or no target that can be reached.
+        """
+        self._take_lane(self._lanes.route(self.model), self.body)
+        return self._lane.ready(self.model, self._received)
+
+    def _take_lane(self, lane: "Lane", body: bytes) -> None:
+        """Go this way from now on, with this ``body``."""
+        self._lane = lane
+        if lane.passes_keys and not self._lanes.context.keys:
+            self._forwarded = self.head.lines + self.head.key
+        self.label = self.model if lane.named else ""  # names that clients make up are no labels
+        self._body = body if lane.model is None else renamed(body, lane.model)
 
     def _enter(self, key: Key, accounts: tuple[Account, ...], skimmed: Skimmed) -> None:
         """Have the request let in by its key's limits before it goes on."""
@@ -250,7 +273,8 @@ class Exchange:
         """Find out what placement wants to know of the request, and place it."""
         lanes, lane = self._lanes, self._lane
         lane.arrived()
-        self._queued = True
+        self._queued = not self.unseen
+        lanes.context.queued += self._queued
         self.prompt = prompt = lane.prompt(skimmed)
         if lane.targets.continuing and skimmed.stream:
             self._so_far = AnswerSoFar(self.endpoint, self._body)
@@ -485,7 +509,9 @@ class Exchange:
     def _begin(self, connection: Connection, *, events: bool) -> Stream:
         chunked = self.head.chunked
         self._keep_alive = self._keep_alive and chunked
-        head = heads.beginning(_lines(connection), self.request_id, chunked=chunked, keep_alive=self._keep_alive)
+        head = heads.beginning(
+            _lines(connection), self.request_id, self.variant, chunked=chunked, keep_alive=self._keep_alive
+        )
         so_far, continues = self._so_far, connection.target.continues
         if so_far is not None and events and connection.status == 200 and so_far.follows(continues):
             so_far.begin(continues)
@@ -511,7 +537,7 @@ class Exchange:
             self._drop(connection)
             self._fail(replaced)
             return
-        self._client.write(heads.answer(_lines(connection), self.request_id, data, self._keep_alive))
+        self._client.write(heads.answer(_lines(connection), self.request_id, self.variant, data, self._keep_alive))
         self._finish(connection, tally_whole(data) if status == 200 else NO_TALLY)
 
     def _end_stream(self, connection: Connection, stream: Stream) -> None:

@@ -11,7 +11,7 @@ Headers = list[tuple[bytes, bytes]]
 _OWN_REQUEST: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"te", b"trailer", b"upgrade",
      b"expect", b"accept-encoding", b"proxy-authorization", b"proxy-connection", b"authorization", b"x-api-key",
-     b"x-request-id")
+     b"x-request-id", b"x-penstock-variant")
 )  # fmt: skip
 _OWN_RESPONSE: Final = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"trailer", b"upgrade", b"server", b"date",
@@ -20,8 +20,10 @@ _OWN_RESPONSE: Final = frozenset(
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/=+@-]{1,128}").fullmatch
 _PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
 _STATUS: Final = {code: f"HTTP/1.1 {code} {_PHRASES.get(code, '')}\r\n".encode() for code in range(100, 600)}
-_LAST: Final = b"\r\nx-penstock-variant: default\r\n\r\n"
-_LAST_AND_CLOSE: Final = b"\r\nx-penstock-variant: default\r\nconnection: close\r\n\r\n"
+_CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+_CLOSE: Final = b"connection: close\r\n"
+DEFAULT: Final = b"default"
+"""The variant of a model that has no others."""
 
 
 class RequestHead:
@@ -31,13 +33,19 @@ class RequestHead:
     in it has to be answered before the body or changes what comes after it. ``lines`` go on to a target.
     ``authorization`` is the client's key as ``Authorization`` has it; Anthropic's clients send it in ``x-api-key``.
     The line that it came in, ``key``, goes on to targets that clients' keys are meant for. ``request_id`` is the
-    client's; empty where there is none that can stand in a header and a log line.
+    client's; empty where there is none that can stand in a header and a log line. ``variant`` is the one that it names
+    itself, if it does.
     """
 
-    __slots__ = ("authorization", "chunked", "endpoint", "keep_alive", "key", "lines", "plain", "request_id")
+    __slots__ = (
+        "authorization", "chunked", "endpoint", "headers", "keep_alive", "key", "lines", "plain", "request_id",
+        "variant",
+    )  # fmt: skip
 
     def __init__(self, endpoint: str, headers: Headers, *, keep_alive: bool, chunked: bool) -> None:
         self.endpoint = endpoint
+        self.headers = headers
+        self.variant = ""
         self.keep_alive = keep_alive
         self.chunked = chunked
         self.plain = keep_alive and chunked
@@ -56,6 +64,8 @@ class RequestHead:
                 self.key = b"x-api-key: %b\r\n" % value
             elif name in (b"expect", b"upgrade"):
                 self.plain = False
+            elif name == b"x-penstock-variant":
+                self.variant = value.decode("latin-1")
         self.lines = b"".join(parts)
 
 
@@ -68,16 +78,18 @@ def answer_lines(status: int, headers: Headers) -> bytes:
     return b"".join(parts)
 
 
-def answer(lines: bytes, request_id: bytes, data: bytes, keep_alive: bool) -> bytes:
+def answer(lines: bytes, request_id: bytes, variant: bytes, data: bytes, keep_alive: bool) -> bytes:
     """A whole answer: the `answer_lines` and the body."""
-    last = _LAST if keep_alive else _LAST_AND_CLOSE
-    return b"%bcontent-length: %d\r\nx-request-id: %b%b%b" % (lines, len(data), request_id, last, data)
+    return b"%bcontent-length: %d\r\nx-request-id: %b\r\nx-penstock-variant: %b\r\n%b\r\n%b" % (
+        lines, len(data), request_id, variant, b"" if keep_alive else _CLOSE, data,
+    )  # fmt: skip
 
 
-def beginning(lines: bytes, request_id: bytes, *, chunked: bool, keep_alive: bool) -> bytes:
+def beginning(lines: bytes, request_id: bytes, variant: bytes, *, chunked: bool, keep_alive: bool) -> bytes:
     """The head of an answer that comes in chunks, or goes on until the connection ends."""
-    framing = b"transfer-encoding: chunked\r\n" if chunked else b""
-    return b"%b%bx-request-id: %b%b" % (lines, framing, request_id, _LAST if keep_alive else _LAST_AND_CLOSE)
+    return b"%b%bx-request-id: %b\r\nx-penstock-variant: %b\r\n%b\r\n" % (
+        lines, _CHUNKED if chunked else b"", request_id, variant, b"" if keep_alive else _CLOSE,
+    )  # fmt: skip
 
 
 def error(fault: errors.ApiError, request_id: bytes, keep_alive: bool, body: bytes) -> bytes:

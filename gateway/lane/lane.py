@@ -98,9 +98,8 @@ class Lane:
             raise errors.overloaded(1.0)
 
     def arrived(self) -> None:
-        """A request waits from now on."""
+        """A request came that is to be sent to a target."""
         self._retries.request()
-        self.context.queued += 1
 
     def prompt(self, skimmed: Skimmed) -> Prompt:
         """What placement looks at."""

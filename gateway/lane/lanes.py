@@ -10,8 +10,12 @@ from typing import Final
 from gateway.api.context import Context
 from gateway.fleet.upstream.target import Target
 from gateway.lane.exchange import Exchange
+from gateway.lane.heads import Headers
+from gateway.lane.inside import Inside
 from gateway.lane.lane import Lane
+from gateway.lane.routed import RoutedExchange
 from gateway.telemetry.metrics import Outcome
+from gateway.traffic.keys import Key
 from gateway.wire import errors
 
 _TICK: Final = 0.25  # seconds between two looks at timeouts
@@ -26,8 +30,9 @@ class Lanes:
         self._named: Mapping[str, Lane] = {}
         self._asked: Lane | None = None
         self._lanes: tuple[Lane, ...] = ()
-        self.beside = False
-        """Whether models are served here as well: then a request's model decides which way it takes."""
+        self._targets: Mapping[str, Lane] = {}
+        self.choosing = False
+        """Whether a request's model decides which way it takes: there are several."""
         self._running: dict[Exchange, None] = {}
         self._id_prefix = b"req-" + os.urandom(8).hex().encode()
         self._ids = count()
@@ -42,17 +47,27 @@ class Lanes:
         """Whether anything is passed through at all."""
         return bool(self._lanes)
 
-    def lead(self, named: Mapping[str, Lane], asked: Lane | None = None, *, beside: bool = False) -> None:
+    def lead(
+        self,
+        named: Mapping[str, Lane],
+        asked: Lane | None = None,
+        *,
+        targets: Mapping[str, Lane] | None = None,
+        choosing: bool = False,
+    ) -> None:
         """Let names lead to lanes from now on; what is under way stays where it is.
 
         Args:
             named: the lane of each name that clients may say.
             asked: where all other names go, and whose upstreams are asked for theirs.
-            beside: models are served here as well.
+            targets: the lane of each target, for routes.
+            choosing: models are served here as well, or have routes.
         """
-        self.beside = beside
+        self.choosing = choosing
+        self._targets = targets or {}
         self._named, self._asked = dict(named), asked
-        self._lanes = tuple(dict.fromkeys([*named.values(), *([asked] if asked is not None else [])]))
+        lanes = [*named.values(), *self._targets.values(), *([asked] if asked is not None else [])]
+        self._lanes = tuple(dict.fromkeys(lanes))
 
     def route(self, model: str) -> Lane:
         """The lane of ``model``.
@@ -60,14 +75,51 @@ class Lanes:
         Raises:
             ApiError: 404, there is none.
         """
-        lane = self._named.get(model, self._asked)
+        lane = self.lane_of(model)
         if lane is None:
             raise errors.model_not_found(model, self.context.names())
         return lane
 
-    def passes(self, model: str) -> bool:
-        """Whether a request for ``model`` passes through; else it is answered here."""
-        return model not in self.context.models and model not in self.context.awaited
+    def lane_to(self, target: str) -> Lane | None:
+        """The lane to a target, if it is one that requests pass through to."""
+        return self._targets.get(target)
+
+    def lane_of(self, model: str) -> Lane | None:
+        """The lane of a name that clients say, if it leads to one."""
+        return self._named.get(model, self._asked)
+
+    def inside(
+        self,
+        lane: Lane,
+        *,
+        endpoint: str,
+        sent: Headers,
+        body: bytes,
+        key: Key,
+        variant: str,
+        request_id: str,
+        unseen: bool = False,
+    ) -> Inside:
+        """Send a request from within through ``lane``; see `Inside` for the rest."""
+        return Inside(
+            self,
+            lane,
+            endpoint=endpoint,
+            sent=sent,
+            body=body,
+            key=key,
+            variant=variant,
+            request_id=request_id,
+            unseen=unseen,
+        )
+
+    def pick(self, exchange: Exchange) -> Exchange | None:
+        """The exchange that a request is to pass through as, once its body is complete; None: it is answered here."""
+        context, model = self.context, exchange.asks_for()
+        route = context.routes.get(model)
+        if route is not None:
+            return RoutedExchange.of(exchange, route, self._targets) if route.passes else None
+        return None if model in context.models or model in context.awaited else exchange
 
     def busy(self, lane: Lane) -> bool:
         """Whether any request is on its way through ``lane``."""
@@ -116,6 +168,8 @@ class Lanes:
         """A request is over, ``seconds`` after its last byte."""
         self.context.in_flight -= 1
         del self._running[exchange]
+        if exchange.unseen:
+            return
         if exchange.counters is not None:
             exchange.counters.duration.observe(seconds)
         self.context.metrics.ended(exchange.endpoint, exchange.label, status, outcome)

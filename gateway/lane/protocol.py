@@ -124,12 +124,13 @@ class LaneProtocol(HttpProtocol):
 
     def _start_known(self, exchange: Exchange) -> None:
         known = self._known
-        if known is not None and self._lanes.beside and not self._lanes.passes(exchange.asks_for()):
+        passing = self._lanes.pick(exchange) if self._lanes.choosing else exchange
+        if passing is not None:
+            self._running = passing
+            passing.start()
+        elif known is not None:
             self._known = None
             self._parse(known.head(exchange.size) + exchange.body)
-        else:
-            self._running = exchange
-            exchange.start()
 
     # httptools' events
 
@@ -172,7 +173,8 @@ class LaneProtocol(HttpProtocol):
                 super().on_message_complete()
             return
         self._incoming = None
-        if self._lanes.beside and not self._lanes.passes(incoming.asks_for()):
+        passing = self._lanes.pick(incoming) if self._lanes.choosing else incoming
+        if passing is None:
             # It has been told to go on, if it had asked.
             self._to_asgi([header for header in self.headers if header[0] != b"expect"])
             super().on_body(incoming.body)
@@ -180,12 +182,12 @@ class LaneProtocol(HttpProtocol):
             return
         if self._running is not None or (self.cycle is not None and not self.cycle.response_complete):
             self.flow.pause_reading()
-            self.pipeline.appendleft((incoming, None))  # type: ignore[arg-type]
+            self.pipeline.appendleft((passing, None))  # type: ignore[arg-type]
         else:
-            if incoming.head.plain:
-                self._known, self._known_as = KnownHead.learn(self._fed, incoming.size), incoming.head
-            self._running = incoming
-            incoming.start()
+            if passing.head.plain:
+                self._known, self._known_as = KnownHead.learn(self._fed, passing.size), passing.head
+            self._running = passing
+            passing.start()
 
     def _to_asgi(self, headers: list[tuple[bytes, bytes]]) -> None:
         """The request isn't for the lane: tell uvicorn what it hasn't heard of it yet."""

@@ -16,8 +16,7 @@ class Ending(NamedTuple):
         itl: mean time between two tokens of a stream; None with fewer than two.
         e2e: from the request's last byte to its answer's.
         output_tokens: as the answer says; 0 where it doesn't.
-        uncertainty: mean surprisal (negative log-probability, nats) of the answer's tokens, where workers that speak our
-            link made it; else None.
+        uncertainty: mean surprisal (negative log-probability, nats) of the answer's tokens; None where it isn't known.
         answer: what was said, as far as it has been read; None where nobody wanted to know, or nothing was said.
     """
 

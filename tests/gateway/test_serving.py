@@ -104,9 +104,9 @@ def test_a_worker_elsewhere_may_come_later(tmp_path: Path, monkeypatch: pytest.M
             file.write_text((FILE % upstream.url).replace("]}}\n", more).replace("a}}", "a}, later: {target: b}}"))
             assert await made.reload() == ["target b added", "model later added"]
             assert reason(context) == "The model 'later' is still being loaded."
-            assert made.lanes is not None and bool(made.lanes.beside)
+            assert made.lanes is not None and bool(made.lanes.choosing)
             file.write_text(FILE % upstream.url)
             assert await made.reload() == ["target b removed", "model later removed"]
-            assert reason(context) is None and not made.lanes.beside
+            assert reason(context) is None and not made.lanes.choosing
 
     run(scenario())

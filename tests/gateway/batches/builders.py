@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.api.exchange import Receive, Scope, Send
+from gateway.api.inside import Application
 from gateway.app import App
-from gateway.batches.inside import Application
 from gateway.batches.service import Batches
 from gateway.wire.batches import Batch, CreateBatch, Status
 from gateway.wire.files import FileObject, Purpose

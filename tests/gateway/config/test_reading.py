@@ -24,6 +24,7 @@ targets:
   far: {engine: native, workers: ["tcp://10.0.0.5:9100"], secret_env: FLEET_SECRET}
   remote: {engine: openai, urls: ["http://10.0.0.6:8000", "dns:vllm:8000"], model: Qwen/Qwen2.5-7B, api_key_env: KEY}
 """
+TWO = "models: {c: {variants: {a: {target: t}, b: {target: t}}, rollout: {%s}}}\ntargets: {t: {engine: native}}\n"
 REST = "targets: {t: {engine: native}}\n"
 
 
@@ -39,7 +40,9 @@ def test_a_file_says_what_is_served(tmp_path: Path) -> None:
     file = tmp_path / "penstock.yaml"
     file.write_text(GOOD)
     config, document = read_config(str(file))
-    assert {name: model.leads_to for name, model in config.models.items()} == {"chat": "qwen", "large": "remote"}
+    assert config.models["chat"].plain == "qwen"
+    assert config.models["large"].plain is None  # its variant has a name to be told
+    assert config.models["large"].route.targets == {"remote"}
     qwen, following, far, remote = config.targets.values()
     assert isinstance(qwen, NativeTarget) and (qwen.replicas, qwen.kv_memory) == (2, 2 << 30)
     assert (qwen.ttft, qwen.gpu_memory) == (0.5, 0.8)
@@ -55,8 +58,45 @@ def test_a_file_says_what_is_served(tmp_path: Path) -> None:
         ("models: {c: {target: q}}\n" + REST, "1: models.c.target: there is no target 'q': the targets are t"),
         ("models: {c: {}}\n" + REST, "1: models.c: a model has either target or variants"),
         ("models: {c: {target: t, variants: {a: {target: t}}}}\n" + REST, "1: models.c: a model has either"),
-        ("models: {c: {variants: {a: {target: t}, b: {target: t}}}}\n" + REST, "1: models.c.variants: more than one"),
-        ("models: {c: {variants: {a: {target: t, weight: 5}}}}\n" + REST, "1: models.c.variants.a.weight: this is not"),
+        (
+            "models: {c: {variants: {a: {target: t}, b: {target: t}}}}\n" + REST,
+            "1: models.c.variants.a: weight is m",
+        ),
+        (
+            "models: {c: {variants: {a: {target: t, weight: -1}}}}\n" + REST,
+            "1: models.c.variants.a.weight: expected a",
+        ),
+        (
+            "models: {c: {variants: {a: {target: t, weight: 0}, b: {target: t, weight: 0}}}}\n" + REST,
+            "1: models.c.variants: one of the weights",
+        ),
+        ("models: {c: {variants: {'a b': {target: t}}}}\n" + REST, "1: models.c.variants.a b: a variant's name has"),
+        ("models: {c: {variants: {}}}\n" + REST, "1: models.c.variants: at least one"),
+        (
+            "models: {c: {variants: {a: {target: t, sampling: {temprature: 1}}}}}\n" + REST,
+            "1: models.c.variants.a.sampling.temprature: there is no such field; did you mean temperature?",
+        ),
+        ("models: {c: {target: t, sticky: users}}\n" + REST, "1: models.c.sticky: this is user, session, key, header:"),
+        ("models: {c: {target: t, fallback: [q]}}\n" + REST, "1: models.c.fallback[0]: there is no target 'q'"),
+        (
+            "models: {c: {target: t, fallback: [{target: t, when: [eror]}]}}\n" + REST,
+            "1: models.c.fallback[0].when[0]: 'eror' is unknown: it is unavailable, timeout",
+        ),
+        ("models: {c: {target: t, timeout: {total: 0s}}}\n" + REST, "1: models.c.timeout.total: "),
+        (
+            "models: {c: {target: t, shadow: [{target: q, sample: 1}]}}\n" + REST,
+            "1: models.c.shadow[0].target: ther",
+        ),
+        (
+            "models: {c: {target: t, shadow: [{target: t, sample: 0}]}}\n" + REST,
+            "1: models.c.shadow[0].sample: '0' i",
+        ),
+        ("models: {c: {target: t, rollout: {}}}\n" + REST, "1: models.c.rollout: a rollout is between two variants"),
+        (TWO % "guard: [speed]", "1: models.c.rollout.guard[0]: there is no guard 'speed': it is bad_outcome_rate, "),
+        (TWO % "guard: []", "1: models.c.rollout.guard: at least one"),
+        (TWO % "steps: [50, 5]", "1: models.c.rollout.steps: steps are percentages"),
+        (TWO % "alpha: 100%", "1: models.c.rollout.alpha: this is a chance"),
+        (TWO % "max_regression: 20%", "1: models.c.rollout.exclude: this has to be at least max_regression"),
         (
             "models: {c: {variants: {a: {target: 5}}}}\n" + REST,
             "1: models.c.variants.a.target: expected text, but this",

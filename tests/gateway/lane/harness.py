@@ -129,7 +129,7 @@ async def lane(
         context, urls, file, UpstreamOptions(**FAST | options), models=models, placing=placing, model=model
     )
     lanes = Lanes(context)
-    lanes.lead({}, passing.lane, beside=bool(here))
+    lanes.lead({}, passing.lane, choosing=bool(here))
     context.awaited = here
     make = protocol(lanes)
     config = http_config(app or App(context), make)

@@ -185,7 +185,7 @@ def test_without_upstreams_nothing_is_read_before_the_application_has_it() -> No
     async def scenario() -> None:
         here = Here()
         async with lane(app=here, here=["ours"], ready=False) as gateway:
-            gateway.lanes.lead({}, beside=True)
+            gateway.lanes.lead({}, choosing=True)
             reader, writer = await gateway.connect()
             body = json.dumps(for_here()).encode()
             message = request_bytes("POST", CHAT, body)

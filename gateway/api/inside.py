@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from gateway.api.exchange import Message, Receive, Scope, Send
+from gateway.api.exchange import ClientGone, Message, Receive, Scope, Send
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -18,8 +18,12 @@ class Answer(NamedTuple):
     retry_after: float | None
 
 
-async def ask(app: Application, path: str, body: bytes) -> Answer:
-    """POST ``body``, as background work: whoever waits for an answer goes first."""
+async def ask(app: Application, path: str, body: bytes, only: str = "", limit: int | None = None) -> Answer:
+    """POST ``body``, as background work: whoever waits for an answer goes first.
+
+    ``only``: the target that is to answer, whatever the model's route says. An answer with more than ``limit`` bytes is
+    left in the middle, a little behind that.
+    """
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -32,9 +36,10 @@ async def ask(app: Application, path: str, body: bytes) -> Answer:
         "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
         "client": None,
         "server": None,
-        "state": {"background": True},
+        "state": {"background": True, "only": only},
     }
     received = False
+    size = 0
     start: Message = {}
     parts: list[bytes] = []
 
@@ -46,10 +51,14 @@ async def ask(app: Application, path: str, body: bytes) -> Answer:
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Message) -> None:
+        nonlocal size
         if message["type"] == "http.response.start":
             start.update(message)
-        else:
-            parts.append(message.get("body", b""))
+            return
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if limit is not None and size > limit:
+            raise ClientGone
 
     await app(scope, receive, send)
     headers = dict(start["headers"])

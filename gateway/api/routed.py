@@ -1,0 +1,245 @@
+"""How is a request answered whose model has a route, and not all of whose targets it could pass through to?
+
+It is assigned to a variant, and answered by its target: here, by the endpoint's handler, or through a lane. Where that
+one fails before the client has heard anything, the next target follows that is meant for such a failure.
+
+The same way is taken by requests from within that are for one target (shadows), and by lines of batches for models that
+requests pass through to.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from gateway.api.context import Context
+from gateway.api.exchange import ClientGone, Exchange
+from gateway.lane.endpoints import ENDPOINTS
+from gateway.lane.exchange import CLIENT_GONE
+from gateway.lane.exchange import outcome as outcome_of
+from gateway.lane.inside import Inside
+from gateway.lane.lane import Lane
+from gateway.lane.scan import skim
+from gateway.telemetry.metrics import Outcome
+from gateway.traffic.routes import HEADER, ONLY, Assignment, Cause, Route, Way, asking, cause_of, failed_code
+from gateway.traffic.watching import Watched
+from gateway.wire import errors
+
+Handler = Callable[[Context, Exchange], Awaitable[None]]
+GoesOver = Callable[[Cause | None], bool]
+"""Whether somebody else answers when a target fails for a cause."""
+
+_HOP: Final = frozenset({b"transfer-encoding", b"connection"})
+
+
+async def handle(context: Context, exchange: Exchange, endpoint: str, handler: Handler) -> None:
+    """Have a request answered, by ``handler`` unless its model has a route.
+
+    Raises:
+        ApiError: whatever kept the answer from being made, or from being completed.
+        ClientGone: the client left.
+    """
+    if endpoint not in ENDPOINTS or not (context.routes or exchange.background):
+        await handler(context, exchange)
+        return
+    body = await exchange.body(context.max_body)
+    try:
+        model = skim(body).model
+    except errors.ApiError:
+        await handler(context, exchange)  # it says what is wrong in its own words
+        return
+    route = context.routes.get(model)
+    if route is not None:
+        await _Answering(context, exchange, endpoint, handler, route, body).answer()
+    elif exchange.background and model not in context.models and (lane := context.lane_of(model)) is not None:
+        await _pass_through(context, exchange, endpoint, lane, ONLY, lambda cause: False)
+    else:
+        await handler(context, exchange)
+
+
+class _Answering:
+    """One request of a model with a route, whose ``asked`` is the body as the client sent it."""
+
+    def __init__(
+        self, context: Context, exchange: Exchange, endpoint: str, handler: Handler, route: Route, asked: bytes
+    ) -> None:
+        self._context = context
+        self._exchange = exchange
+        self._endpoint = endpoint
+        self._handler = handler
+        self._route = route
+        self._asked = asked
+        self._headers = len(exchange.headers)
+        self._clock = asyncio.get_running_loop().time
+        self._end: float | None = None  # on the loop's clock
+        self._limit: asyncio.Timeout | None = None
+        self._watched: Watched | None = None
+        self._assignment: Assignment
+
+    async def answer(self) -> None:
+        exchange = self._exchange
+        exchange.key.allow(self._route.name)
+        exchange.model = exchange.only or self._route.name
+        self._assignment = self._assign()
+        exchange.observer = self
+        status = CLIENT_GONE
+        outcome: Outcome = "disconnected"
+        try:
+            await self._answer()
+            status = exchange.status
+            outcome = "ok" if status < 400 else outcome_of(status)
+        except errors.ApiError as error:
+            status, outcome = error.status, outcome_of(error.status)
+            raise
+        except Exception as error:
+            if not isinstance(error, ClientGone):
+                status, outcome = 500, "failed"
+            raise
+        finally:
+            if not exchange.only:
+                self._context.metrics.variant_ended(self._route.name, exchange.variant.decode(), outcome)
+            self._ended(status, outcome)
+
+    # What the exchange calls
+
+    def first(self, *, streamed: bool) -> None:
+        if self._limit is not None:
+            with contextlib.suppress(RuntimeError):  # it came too late
+                self._limit.reschedule(self._end)
+        if self._watched is not None:
+            self._watched.first(streamed=streamed)
+
+    def add(self, data: bytes) -> None:
+        if self._watched is not None:
+            self._watched.add(data)
+
+    # The ways
+
+    def _assign(self) -> Assignment:
+        exchange, route, context = self._exchange, self._route, self._context
+        if exchange.only:
+            return route.to(exchange.only)
+        wanted = next((value.decode("latin-1") for name, value in exchange.sent if name == HEADER.encode()), "")
+        said = asking(route.plan.sticky, self._asked, exchange.sent, exchange.key.id, exchange.request_id)
+        assignment = route.assign(said, wanted)
+        if context.watching is not None and not exchange.background:
+            self._watched = context.watching.watch(assignment, self._endpoint, self._asked, exchange.request_id)
+        if route.plan.total is not None and not exchange.background:
+            self._end = self._clock() + route.plan.total
+        return assignment
+
+    async def _answer(self) -> None:
+        place = 0
+        while True:
+            way = self._assignment.ways[place]
+            try:
+                await self._in_time(way, place)
+                return
+            except errors.ApiError as error:
+                cause = cause_of(error.status, error.code)
+                following = self._following(place, cause)
+                if following is None:
+                    raise
+                self._context.metrics.fell_back(self._route.name, way.variant, cause or "")
+                self._ended(error.status, "failed")
+                place = following
+
+    def _following(self, place: int, cause: Cause | None) -> int | None:
+        """The way after the one at ``place``, if there is one for this ``cause``, and time for it."""
+        if self._exchange.status or (self._end is not None and self._clock() >= self._end):
+            return None
+        return self._assignment.after(place, cause)
+
+    async def _in_time(self, way: Way, place: int) -> None:
+        """Have a target answer within the limits of the route."""
+        first = self._route.plan.first_token if not self._exchange.background else None
+        limits = [limit for limit in (self._end, None if first is None else self._clock() + first) if limit is not None]
+        try:
+            async with asyncio.timeout_at(min(limits, default=None)) as self._limit:
+                await self._take(way, place)
+        except TimeoutError:
+            if self._limit is None or not self._limit.expired():
+                raise
+            over = self._end is not None and self._clock() >= self._end
+            said = (
+                f"was not complete within {self._route.plan.total:g} s" if over else f"did not begin within {first:g} s"
+            )
+            raise errors.upstream_timeout(f"The answer did not {said}.") from None
+
+    async def _take(self, way: Way, place: int) -> None:
+        context, exchange = self._context, self._exchange
+        exchange.variant = way.variant.encode()
+        exchange.replace_body(way.edit.apply(self._endpoint, self._asked) if way.edit else self._asked)
+        exchange.uncertainty = None
+        del exchange.headers[self._headers :]  # an earlier target's
+        lane = context.lane_to(way.target)
+        if lane is not None:
+            await _pass_through(
+                context,
+                exchange,
+                self._endpoint,
+                lane,
+                way.variant,
+                lambda cause: self._following(place, cause) is not None,
+            )
+            return
+        model = context.targets.get(way.target)
+        if model is None:
+            raise errors.unavailable("The model is still being loaded.", 1)
+        if not model.fleet.ready and self._following(place, "unavailable") is not None:
+            raise errors.unavailable("No worker can answer now.")  # others can: nobody has to wait for one
+        exchange.served = model.named(exchange.model)
+        await self._handler(context, exchange)
+
+    def _ended(self, status: int, outcome: Outcome) -> None:
+        """What becomes of the request is known, as far as its variant is concerned."""
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            watched.uncertainty = self._exchange.uncertainty
+            watched.ended(status, outcome)
+
+
+async def _pass_through(
+    context: Context, exchange: Exchange, endpoint: str, lane: Lane, variant: str, goes_over: GoesOver
+) -> None:
+    """Have a request answered by a lane.
+
+    Raises:
+        ApiError: it failed, and somebody else can answer.
+        ClientGone: the client left.
+    """
+    assert context.upstreams is not None
+    inside = context.upstreams.inside(
+        lane,
+        endpoint=endpoint,
+        sent=exchange.sent,
+        body=await exchange.body(context.max_body),
+        key=exchange.key,
+        variant=variant,
+        request_id=exchange.request_id,
+        unseen=bool(exchange.only),
+    )
+    leaving = asyncio.create_task(_leave_with(exchange, inside))
+    try:
+        status = await inside.head()
+        kept: list[bytes] = []
+        if status >= 400:
+            kept = [await inside.body()]
+            code = failed_code(status, kept[0])
+            if goes_over(cause_of(status, code)):
+                raise errors.ApiError(status, "The target could not answer.", code=code or "bad_upstream")
+        await exchange.relay(status, [header for header in inside.headers if header[0] not in _HOP])
+        for part in kept:
+            await exchange.send(part)
+        async for part in inside.parts():
+            await exchange.send(part)
+        await exchange.end(b"")
+    finally:
+        leaving.cancel()
+        inside.leave()
+
+
+async def _leave_with(exchange: Exchange, inside: Inside) -> None:
+    """Let the answer go at once when its client leaves."""
+    await exchange.gone()
+    inside.leave(ClientGone())

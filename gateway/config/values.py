@@ -1,0 +1,50 @@
+"""How are amounts written in a configuration file, and what do they become? Bytes, seconds, parts of a whole."""
+
+from typing import Annotated, Any, Final
+
+from msgspec import Meta
+
+from gateway.config import keys
+from gateway.settings import parse_seconds, parse_share, parse_size
+
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Size(int):
+    """Bytes, written as a number or as ``2GiB``."""
+
+
+class Seconds(float):
+    """Seconds, written as a number or as ``200ms``."""
+
+
+class Share(float):
+    """A part of a whole, written as ``0.9`` or ``90%``."""
+
+
+_PARSERS: Final[dict[type, Any]] = {
+    Size: lambda text: Size(parse_size(text)),
+    Seconds: lambda text: Seconds(parse_seconds(text)),
+    Share: lambda text: Share(parse_share(text)),
+    **keys.PARSERS,
+}
+_EXAMPLES: Final[dict[type, list[Any]]] = {
+    Size: ["2GiB"],
+    Seconds: ["500ms", 1.5],
+    Share: [0.9, "90%"],
+    **keys.EXAMPLES,
+}
+
+
+def decode_value(kind: type, value: Any) -> Any:
+    """A `Size`, `Seconds`, `Share` or one of `keys` as msgspec wants it of a hook.
+
+    Raises:
+        ValueError: ``value`` is none; the message says what would be right.
+    """
+    return _PARSERS[kind](str(value))
+
+
+def describe_value(kind: type) -> dict[str, Any]:
+    """The JSON schema of such a value."""
+    return {"type": ["string", "number"], "examples": _EXAMPLES[kind]}
