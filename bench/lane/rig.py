@@ -55,7 +55,7 @@ class Rig:
         ]
         try:
             for port in ports:
-                _wait_for(port)
+                wait_for(port)
             yield ports
         finally:
             for mock in mocks:
@@ -63,13 +63,26 @@ class Rig:
                 mock.wait()
 
     def load(
-        self, port: int, body: str, *, connections: int, seconds: float, pid: int | None = None, stream: bool = False
+        self,
+        port: int,
+        body: str,
+        *,
+        connections: int,
+        seconds: float,
+        pid: int | None = None,
+        stream: bool = False,
+        rate: float | None = None,
     ) -> dict[str, Any]:
-        """What the load generator measured: times in microseconds."""
+        """What the load generator measured: times in microseconds.
+
+        ``rate``: so many requests come a second, whether those before them are answered or not; None: a connection
+        has the next one as soon as the last one is answered.
+        """
         command = [
             "taskset", "-c", LOAD_CORE, str(self._folder / "lg"), "-p", str(port), "-P", _CHAT,
             "-b", str(self.bodies[body]), "-c", str(connections), "-d", str(seconds), "-w", "1",
             "-H", f"Authorization: Bearer {KEY}", *(["-s"] if stream else []), *(["-g", str(pid)] if pid else []),
+            *(["-r", str(rate)] if rate is not None else []),
         ]  # fmt: skip
         found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         return found
@@ -154,7 +167,12 @@ def free_port() -> int:
         return port
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Return once somebody listens on a port.
+
+    Raises:
+        RuntimeError: nobody does.
+    """
     deadline = time.monotonic() + _READY
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
