@@ -82,6 +82,7 @@ class Serving:
         self._app: Application | None = None
         self._rollouts = context.rollouts = Rollouts(data, leads=leads)
         self._rollouts.on_change = self._weigh
+        context.metrics.rollouts.watch(self._rollouts)
         self._shadows = context.shadows = Shadows(self._ask, data if leads else None, context.metrics)
         context.watching = Watching(self._rollouts, self._shadows)
         self._counting: Counting | None = None

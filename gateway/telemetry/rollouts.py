@@ -1,7 +1,7 @@
 """What does the Prometheus page say about rollouts? How they stand, read when the page is asked for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -12,6 +12,16 @@ _STATUS: Final = {"running": 0, "held": 0, "promoted": 1, "rolled_back": 2}
 _GAUGES: Final = ("weight", "status", "evidence")
 
 
+class Rollouts(Protocol):
+    """The rollouts of a gateway process."""
+
+    failures: int
+    """How often they could not be saved."""
+
+    def shown(self) -> Iterable[RolloutShown]:
+        """How they all stand."""
+
+
 class RolloutMetrics(Collector):
     """The rollouts that the configuration asks for, whose models and guards are the only labels.
 
@@ -20,15 +30,16 @@ class RolloutMetrics(Collector):
 
     def __init__(self, table: Mapping[str, Any]) -> None:
         self._table = table
-        self.shown: Callable[[], Iterable[RolloutShown]] = tuple
-        """How all rollouts stand."""
-        self.failures: Callable[[], int] = int
-        """How often they could not be saved."""
+        self._rollouts: Rollouts | None = None
+
+    def watch(self, rollouts: Rollouts) -> None:
+        """Show these rollouts from now on."""
+        self._rollouts = rollouts
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         weight, status, evidence = (self._gauge(f"penstock_rollout_{name}") for name in _GAUGES)
         requests = self._counter("penstock_rollout_compared_requests_total")
-        for one in self.shown():
+        for one in self._rollouts.shown() if self._rollouts is not None else ():
             weight.add_metric([one.model], one.weight)
             status.add_metric([one.model], _STATUS[one.status])
             requests.add_metric([one.model, "control"], one.controls)
@@ -37,7 +48,7 @@ class RolloutMetrics(Collector):
                 evidence.add_metric([one.model, guard.name, "worse"], guard.worse / guard.worse_limit)
                 evidence.add_metric([one.model, guard.name, "harmless"], guard.harmless / guard.harmless_limit)
         unsaved = self._counter("penstock_rollout_unsaved_total")
-        unsaved.add_metric([], self.failures())
+        unsaved.add_metric([], self._rollouts.failures if self._rollouts is not None else 0)
         yield from (weight, status, evidence, requests, unsaved)
 
     def _gauge(self, name: str) -> GaugeMetricFamily:

@@ -16,7 +16,7 @@ MODEL = "team/chat"
 def with_rollout(gateway: Gateway) -> Rollouts:
     rollouts = gateway.context.rollouts = Rollouts(None)
     rollouts.change({MODEL: RolloutPlan(RolloutConfig(), "stable", "canary")})
-    gateway.context.metrics.rollouts.shown = rollouts.shown
+    gateway.context.metrics.rollouts.watch(rollouts)
     return rollouts
 
 

@@ -14,6 +14,18 @@ def a_rollout(status: Status, weight: float = 25.0) -> RolloutShown:
     return RolloutShown("chat", "stable", "canary", status, weight, 2, 4, 0.0, "", 900, 60, guards, [], [])
 
 
+class Some:
+    """Rollouts that stand as they are told."""
+
+    failures = 3
+
+    def __init__(self, rollouts: list[RolloutShown]) -> None:
+        self._rollouts = rollouts
+
+    def shown(self) -> list[RolloutShown]:
+        return self._rollouts
+
+
 def test_without_rollouts_nothing_is_shown() -> None:
     found = samples(Metrics())
     assert [name for name, _ in found if name.startswith("penstock_rollout")] == ["penstock_rollout_unsaved_total"]
@@ -22,8 +34,7 @@ def test_without_rollouts_nothing_is_shown() -> None:
 @pytest.mark.parametrize(("status", "number"), [("running", 0), ("held", 0), ("promoted", 1), ("rolled_back", 2)])
 def test_how_a_rollout_stands(status: Status, number: int) -> None:
     metrics = Metrics()
-    metrics.rollouts.shown = lambda: [a_rollout(status)]
-    metrics.rollouts.failures = lambda: 3
+    metrics.rollouts.watch(Some([a_rollout(status)]))
     found = samples(metrics)
     assert found["penstock_rollout_status", (CHAT,)] == number
     assert found["penstock_rollout_weight", (CHAT,)] == 25
