@@ -40,7 +40,9 @@ _TURNS: Final = 4
 _WARM_UP: Final = 3
 _LOOKS: Final = 5
 _LOWEST, _HIGHEST = 0.4, 3.2
-"""Where a knee is looked for: times the rate at which fleets without caches would do nothing but prefill."""
+"""Where a knee is looked for first: times the rate at which fleets without caches would do nothing but prefill."""
+_WIDER: Final = 3
+"""In so many ranges, each as wide as the first, if fleets with caches keep up with all of those before."""
 
 Say = Callable[[str], None]
 Source = Callable[[float, int, int], Load]
@@ -203,17 +205,21 @@ def gateway_of(policy: str) -> Maker:
 
 
 def find_knee(case: Case, source: Source, setting: Setting, seed: int) -> float:
-    """By bisection over rates, to within 7 %."""
+    """By bisection over rates, to within 7 %; the highest that was looked at, if none is too much."""
     gateway = gateway_of("immediate")
     prompts = [one.input_tokens for one in source(1.0, case.requests, seed).outlines()]
     machine = setting.machine
     token = machine.bends[-1][1] if machine.bends else machine.token
     work = sum(token * tokens + 0.5 * machine.pair * tokens * tokens for tokens in prompts) / len(prompts)
-    low, high = _LOWEST * case.workers / work, _HIGHEST * case.workers / work
-    for _ in range(_LOOKS):
-        rate = exp((log(low) + log(high)) / 2)
-        kept_up = keeps_up(setting, case, gateway, source(rate, case.requests, seed))
-        low, high = (rate, high) if kept_up else (low, rate)
+    low = _LOWEST * case.workers / work
+    for wider in range(1, 1 + _WIDER):
+        highest = high = _LOWEST * (_HIGHEST / _LOWEST) ** wider * case.workers / work
+        for _ in range(_LOOKS):
+            rate = exp((log(low) + log(high)) / 2)
+            kept_up = keeps_up(setting, case, gateway, source(rate, case.requests, seed))
+            low, high = (rate, high) if kept_up else (low, rate)
+        if high < highest:
+            break
     return low
 
 

@@ -16,6 +16,7 @@ from bench.simulate.placement_runs import (
     conversations,
     documents,
     fill,
+    find_knee,
     gateway_of,
     is_good,
     is_timely,
@@ -97,6 +98,28 @@ def test_what_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_bytes(path.read_bytes() + b"{}\n")
     with pytest.raises(ValueError, match="line 6"):
         Kept(path)
+
+
+@pytest.mark.parametrize("knee", [0.1, 1.3, 3.1, 3.3, 40.0, 120.0])
+def test_the_knee_is_found_though_it_lies_beyond_where_it_is_looked_for_first(
+    knee: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``knee`` in times what a fleet without caches could read."""
+    asked: list[float] = []
+
+    def source(rate: float, requests: int, seed: int) -> Load:
+        asked.append(rate)
+        return chats(f"poisson:{rate}", requests)
+
+    def found(most: float) -> float:
+        monkeypatch.setattr(placement_runs, "keeps_up", lambda *_: asked[-1] <= most)
+        return find_knee(case, source, wanted().setting(case), 1)
+
+    ((case, _),) = wanted().cases()
+    smallest = found(0.0)
+    at = smallest / 0.4 * knee
+    assert found(at) == pytest.approx(max(at, smallest), rel=0.075) and found(at) <= max(at, smallest)
+    assert found(1e9) < smallest / 0.4 * 3.2 * 8 * 8
 
 
 def test_more_workers_get_more_requests() -> None:
