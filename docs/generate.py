@@ -83,7 +83,8 @@ def _reference() -> Iterator[str]:
 def _configuration() -> Iterator[str]:
     """What may stand in a configuration file, section by section."""
     from gateway.config.keys import ApiKey, Counting, KeyLimits
-    from gateway.config.structs import Model, NativeTarget, OpenAITarget, VllmTarget, schema
+    from gateway.config.models import Fallback, Model, Rollout, Sampling, Shadow, Timeout, Variant
+    from gateway.config.structs import NativeTarget, OpenAITarget, VllmTarget, schema
 
     made = schema()["$defs"]
     yield from (
@@ -96,6 +97,12 @@ def _configuration() -> Iterator[str]:
     )
     sections = (
         ("A model", Model, None),
+        ("Each of its `variants`", Variant, None),
+        ("`sampling` of a variant", Sampling, None),
+        ("A `fallback`: the name of a target, or", Fallback, None),
+        ("`timeout` of a model", Timeout, None),
+        ("A `shadow`", Shadow, None),
+        ("`rollout` of a model", Rollout, None),
         ("A target with `engine: native`", NativeTarget, None),
         ("A target with `engine: vllm`: the same, and", VllmTarget, NativeTarget),
         ("A target with `engine: openai`", OpenAITarget, None),
@@ -106,7 +113,7 @@ def _configuration() -> Iterator[str]:
     for title, struct, beside in sections:
         known = {"engine", *(beside.__struct_fields__ if beside is not None else ())}
         fields = {name: field for name, field in made[struct.__name__]["properties"].items() if name not in known}
-        shown = [(_code(name), _json_type(field), field["description"]) for name, field in fields.items()]
+        shown = [(_code(name), _json_type(field), field.get("description", "as in a chat request")) for name, field in fields.items()]
         yield from (f"### {title}", "", *_table(("field", "type", "meaning"), shown))
 
 

@@ -24,11 +24,11 @@ class Serving:
         AssertionError: it ended, or did not get ready within ``timeout`` seconds; what it said is in the message.
     """
 
-    def __init__(self, *words: str, timeout: float = 120) -> None:
+    def __init__(self, *words: str, timeout: float = 120, folder: Path = REPOSITORY) -> None:
         self._state = tempfile.TemporaryDirectory()  # not the user's own files and batches
         command = [sys.executable, "-m", "penstock", "serve", "--port", "0", *words]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, bufsize=1,
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, bufsize=1,
             env={**os.environ, "XDG_STATE_HOME": self._state.name},
         )  # fmt: skip
         self.said: list[str] = []

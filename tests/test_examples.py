@@ -16,12 +16,14 @@ def test_an_example_is_right_and_says_how_to_serve_it(example: Path, monkeypatch
     for name in ("LARGE_KEY", "FLEET_SECRET"):
         monkeypatch.setenv(name, "secret")
     plan = make_plan(Settings(config=str(example)))
-    assert plan.names
+    assert plan.names or plan.routes
     assert f"penstock serve --config examples/{example.name}" in example.read_text()
 
 
 def test_there_is_one_for_each_common_case() -> None:
-    assert [example.stem for example in EXAMPLES] == ["fleet", "keys", "local-and-remote", "one-model", "two-models"]
+    assert [example.stem for example in EXAMPLES] == [
+        *("canary", "fleet", "keys", "local-and-remote", "one-model", "shadow", "two-models")
+    ]
 
 
 def test_the_simplest_one_is_served() -> None:

@@ -35,8 +35,8 @@ class ClientGone(Exception):
 class Observer(Protocol):
     """Who wants to know what goes to a client."""
 
-    def first(self, *, streamed: bool) -> None:
-        """The first of an answer is there; may be called again."""
+    def first(self, *, streamed: bool, token: bool) -> None:
+        """The first of an answer is there, or (``token``) its first token is known to be; may be called again."""
 
     def add(self, data: bytes) -> None:
         """More of the answer's body is on its way."""
@@ -167,10 +167,10 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def first(self, *, streamed: bool) -> None:
-        """The first token of the answer is there."""
+    def first(self, *, streamed: bool, token: bool = False) -> None:
+        """The first of the answer is there, or (``token``) its first token, whether it is sent at once or not."""
         if self.observer is not None:
-            self.observer.first(streamed=streamed)
+            self.observer.first(streamed=streamed, token=token)
 
     async def reply(
         self, status: int, body: bytes, *, content_type: bytes = _JSON, headers: Mapping[str, str] | None = None

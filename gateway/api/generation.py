@@ -300,7 +300,7 @@ class Generation:
 
     def _count_first_token(self) -> None:
         self._first = False
-        self._exchange.first(streamed=bool(self._request.stream))
+        self._exchange.first(streamed=bool(self._request.stream), token=True)
         if not self._exchange.background:
             self._counters.first_token.observe(time.perf_counter() - self._arrived)
         self._counters.prompt_tokens.inc(self._prompt_tokens)

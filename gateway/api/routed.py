@@ -30,6 +30,7 @@ GoesOver = Callable[[Cause | None], bool]
 """Whether somebody else answers when a target fails for a cause."""
 
 _HOP: Final = frozenset({b"transfer-encoding", b"connection"})
+_ERROR: Final = 1 << 16  # bytes of an error are looked at
 
 
 async def handle(context: Context, exchange: Exchange, endpoint: str, handler: Handler) -> None:
@@ -102,12 +103,12 @@ class _Answering:
 
     # What the exchange calls
 
-    def first(self, *, streamed: bool) -> None:
+    def first(self, *, streamed: bool, token: bool) -> None:
         if self._limit is not None:
             with contextlib.suppress(RuntimeError):  # it came too late
                 self._limit.reschedule(self._end)
         if self._watched is not None:
-            self._watched.first(streamed=streamed)
+            self._watched.first(streamed=streamed, token=token)
 
     def add(self, data: bytes) -> None:
         if self._watched is not None:
@@ -224,7 +225,7 @@ async def _pass_through(
         status = await inside.head()
         kept: list[bytes] = []
         if status >= 400:
-            kept = [await inside.body()]
+            kept = [await inside.beginning(_ERROR)]
             code = failed_code(status, kept[0])
             if goes_over(cause_of(status, code)):
                 raise errors.ApiError(status, "The target could not answer.", code=code or "bad_upstream")

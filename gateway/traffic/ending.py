@@ -12,8 +12,8 @@ class Ending(NamedTuple):
     Attributes:
         status: the HTTP status; 499 where the client left before there was one.
         outcome: what the metrics count it as.
-        ttft: from the request's last byte to the first of its answer; None where the answer was no stream.
-        itl: mean time between two tokens of a stream; None with fewer than two.
+        ttft: from the request's last byte to the first token; None of answers that came whole from elsewhere.
+        itl: mean time between two tokens; None with fewer than two, or where `ttft` is.
         e2e: from the request's last byte to its answer's.
         output_tokens: as the answer says; 0 where it doesn't.
         uncertainty: mean surprisal (negative log-probability, nats) of the answer's tokens; None where it isn't known.

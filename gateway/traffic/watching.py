@@ -53,7 +53,7 @@ class Watched:
 
     __slots__ = (
         "_body", "_came", "_collector", "_copies", "_endpoint", "_events", "_first", "_id", "_model", "_shadows",
-        "_streamed", "_tail", "_uid", "_watching", "uncertainty",
+        "_streamed", "_tail", "_timed", "_uid", "_watching", "uncertainty",
     )  # fmt: skip
 
     def __init__(
@@ -78,19 +78,20 @@ class Watched:
         self._collector = Collector() if reads else None
         self._came = perf_counter()
         self._first: float | None = None
-        self._streamed = False
+        self._streamed = self._timed = False
         self._copies: Copies | None = None
         self._events = 0
         self._tail = b""
         self.uncertainty: float | None = None
         """Mean surprisal of the answer's tokens, where it is known."""
 
-    def first(self, *, streamed: bool) -> None:
-        """The first byte of the answer is there, or, for one that is no stream, its first token."""
+    def first(self, *, streamed: bool, token: bool = False) -> None:
+        """The first byte of the answer is there, or (``token``) its first token, which clients may not have got yet."""
         if self._first is not None:
             return
         self._first = perf_counter()
         self._streamed = streamed
+        self._timed = streamed or token
         if self._shadows:
             watching = self._watching
             self._copies = watching.shadows.copy(self._model, self._endpoint, self._body, self._shadows, self._id)
@@ -128,10 +129,10 @@ class Watched:
         tokens = said.output_tokens or (max(0, self._events - _OTHER_EVENTS) if streamed else 0)
         first = self._first
         itl = None
-        if streamed and first is not None and tokens > 1 and outcome == "ok":
+        if self._timed and first is not None and tokens > 1 and outcome == "ok":
             itl = (now - first) / (tokens - 1)
         answer = None
         if self._collector is not None and status < 400 and first is not None:
             answer = self._collector.answer(self._endpoint, streamed=streamed)
-        ttft = first - self._came if first is not None and streamed else None
+        ttft = first - self._came if first is not None and self._timed else None
         return Ending(status, outcome, ttft, itl, now - self._came, tokens, self.uncertainty, answer)
