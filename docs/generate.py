@@ -113,7 +113,10 @@ def _configuration() -> Iterator[str]:
     for title, struct, beside in sections:
         known = {"engine", *(beside.__struct_fields__ if beside is not None else ())}
         fields = {name: field for name, field in made[struct.__name__]["properties"].items() if name not in known}
-        shown = [(_code(name), _json_type(field), field.get("description", "as in a chat request")) for name, field in fields.items()]
+        shown = [
+            (_code(name), _json_type(field), field.get("description", "as in a chat request"))
+            for name, field in fields.items()
+        ]
         yield from (f"### {title}", "", *_table(("field", "type", "meaning"), shown))
 
 

@@ -92,9 +92,19 @@ class Inside:
                 return
             await self._wait()
 
-    async def body(self) -> bytes:
-        """All of the body."""
-        return b"".join([part async for part in self.parts()])
+    async def beginning(self, size: int) -> bytes:
+        """All of the body, or, where it is longer, a little more than its first ``size`` bytes; `parts` has the rest.
+
+        Raises:
+            BrokenOffError: there won't be more of it.
+            Exception: what `leave` was called with.
+        """
+        found = b""
+        async for part in self.parts():
+            found += part
+            if len(found) > size:
+                break
+        return found
 
     def leave(self, fault: Exception | None = None) -> None:
         """End it, if it isn't over: nobody wants the answer any more. Who still waits for it gets the ``fault``."""
