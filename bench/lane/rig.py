@@ -72,15 +72,16 @@ class Rig:
         pid: int | None = None,
         stream: bool = False,
         rate: float | None = None,
+        warm: float = 1.0,
     ) -> dict[str, Any]:
-        """What the load generator measured: times in microseconds.
+        """What the load generator measured: times in microseconds. For ``warm`` seconds before that it doesn't measure.
 
         ``rate``: so many requests come a second, whether those before them are answered or not; None: a connection
         has the next one as soon as the last one is answered.
         """
         command = [
             "taskset", "-c", LOAD_CORE, str(self._folder / "lg"), "-p", str(port), "-P", _CHAT,
-            "-b", str(self.bodies[body]), "-c", str(connections), "-d", str(seconds), "-w", "1",
+            "-b", str(self.bodies[body]), "-c", str(connections), "-d", str(seconds), "-w", str(warm),
             "-H", f"Authorization: Bearer {KEY}", *(["-s"] if stream else []), *(["-g", str(pid)] if pid else []),
             *(["-r", str(rate)] if rate is not None else []),
         ]  # fmt: skip

@@ -1,8 +1,9 @@
 """``python -m bench.shadow``: measures what shadowing does to the latency of who is shadowed, and writes a table.
 
-In each round every side has a gateway of its own, one after the other, so that what else the machine does comes to all
-of them: without shadows (twice, which shows how far chance alone goes), and with copies of all requests for a target
-that is dead, slow or flooding, or answers at once. ``--more`` adds rounds to those that are there.
+Without shadows (twice, which shows how far chance alone goes), with a time limit instead, and with copies of all
+requests for a target that is dead, slow or flooding, or answers at once. In each round every side has a gateway of its
+own, and they take turns of half a second or a second: so what else the machine does comes to all of them, and the
+median of many turns leaves it out. ``--more`` adds rounds to those that are there.
 """
 
 import argparse
@@ -13,36 +14,37 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from bench.lane.rig import LOAD_CORE, Rig, free_port, gateway, memory, wait_for
 from bench.machine import CpuMeter, describe, version_of
-from bench.shadow.report import markdown
+from bench.shadow.report import LOADS, SIDES, markdown
 from bench.shadow.targets import KINDS
 
 _RESULTS: Final = Path(__file__).parents[1] / "results"
-_SIDES: Final = ("none", "dead", "slow", "flooding", "answering", "again")
-_RATE: Final = 500.0
 _COPIES: Final = re.compile(r'penstock_shadow_requests_total\{.*outcome="(\w+)".*\} (\S+)')
 
 
-def configuration(primary: int, shadow: int | None) -> str:
+def configuration(side: str, primary: int, shadow: int | None) -> str:
     """A configuration file whose model ``mock`` is answered on one port, and copied to the other one."""
-    copied = "" if shadow is None else ", shadow: [{target: next, sample: 100%}]"
-    other = "" if shadow is None else f"\n  next: {{engine: openai, urls: ['http://127.0.0.1:{shadow}']}}"
+    more = ", timeout: {total: 3600s}" if side == "routed" else ""
+    other = ""
+    if shadow is not None:
+        more = ", shadow: [{target: next, sample: 100%}]"
+        other = f"  next: {{engine: openai, urls: ['http://127.0.0.1:{shadow}']}}\n"
     return (
-        f"models:\n  mock: {{target: primary{copied}}}\n"
-        f"targets:\n  primary: {{engine: openai, urls: ['http://127.0.0.1:{primary}']}}{other}\n"
+        f"models:\n  mock: {{target: primary{more}}}\n"
+        f"targets:\n  primary: {{engine: openai, urls: ['http://127.0.0.1:{primary}']}}\n{other}"
     )
 
 
 @contextlib.contextmanager
 def target(side: str, answering: int) -> Iterator[int | None]:
     """The port of a side's shadow; None where there is none."""
-    if side in ("none", "again"):
+    if side in ("none", "routed", "again"):
         yield None
     elif side == "answering":
         yield answering
@@ -61,25 +63,42 @@ def target(side: str, answering: int) -> Iterator[int | None]:
             process.wait()
 
 
-def measure(rig: Rig, side: str, primary: int, answering: int, seconds: float) -> dict[str, Any]:
-    """A side's figures in one round."""
-    meter = CpuMeter()
-    with target(side, answering) as shadow, tempfile.TemporaryDirectory() as folder:
+@contextlib.contextmanager
+def side_of(name: str, primary: int, answering: int) -> Iterator[tuple[int, int]]:
+    """A side's gateway: its port and its process."""
+    with target(name, answering) as shadow, tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "penstock.yaml"
-        file.write_text(configuration(primary, shadow))
+        file.write_text(configuration(name, primary, shadow))
         port = free_port()
         command = ["penstock", "serve", "--config", str(file), "--port", str(port), "--data-dir", folder]
         with gateway(command, "Penstock is ready") as process:
-            found: dict[str, Any] = {
-                "one": rig.load(port, "ns", connections=1, seconds=seconds, pid=process.pid),
-                "many": rig.load(port, "ns", connections=64, seconds=seconds, pid=process.pid, rate=_RATE),
-                "streams": rig.load(port, "s_20", connections=64, seconds=seconds, pid=process.pid, stream=True),
-            }
-            return found | {
-                "memory": memory(process.pid),
-                "copies": copies(port),
-                "foreign": meter.read().foreign,
-            }
+            yield port, process.pid
+
+
+def measure(rig: Rig, primary: int, answering: int, turns: int) -> dict[str, Any]:
+    """One round: of each side, what every turn of each load has measured."""
+    meter = CpuMeter()
+    with contextlib.ExitStack() as stack:
+        sides = {name: stack.enter_context(side_of(name, primary, answering)) for name in SIDES}
+        found: dict[str, Any] = {name: {load: [] for load in LOADS} for name in SIDES}
+        for turn in range(turns):
+            order = SIDES[turn % len(SIDES) :] + SIDES[: turn % len(SIDES)]
+            for name in order:
+                port, pid = sides[name]
+                for load in LOADS if turn == 0 else ("one", "many"):
+                    found[name][load].append(_LOADS[load](rig, port, pid))
+        for name, (port, pid) in sides.items():
+            found[name] |= {"memory": memory(pid), "copies": copies(port)}
+    return {"sides": found, "foreign": meter.read().foreign}
+
+
+_LOADS: Final[dict[str, Callable[[Rig, int, int], dict[str, Any]]]] = {
+    "one": lambda rig, port, pid: rig.load(port, "ns", connections=1, seconds=0.5, warm=0.1, pid=pid),
+    "many": lambda rig, port, pid: rig.load(port, "ns", connections=64, seconds=1.0, warm=0.2, pid=pid, rate=500),
+    "streams": lambda rig, port, pid: rig.load(
+        port, "s_20", connections=128, seconds=3.0, warm=1.3, pid=pid, stream=True, rate=50
+    ),
+}
 
 
 def copies(port: int) -> dict[str, float]:
@@ -91,8 +110,8 @@ def copies(port: int) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.shadow", description=__doc__)
     parser.add_argument("--rig", type=Path, default=Path("../shared/rig"), help="the folder with the rig's sources")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=6, help="of each side in each round")
     parser.add_argument("--more", action="store_true", help="add to the rounds that are there")
     parser.add_argument("--note", metavar="TEXT", help="what should be known of the circumstances; it goes on the page")
     parser.add_argument(
@@ -103,11 +122,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rig = Rig(args.rig, Path(folder))
         with rig.upstreams(2) as (primary, answering):
-            for number in range(args.rounds):
-                turn = (number + len(rounds)) % len(_SIDES)
-                order = _SIDES[turn:] + _SIDES[:turn]
-                one = {side: measure(rig, side, primary, answering, args.seconds) for side in order}
-                rounds.append({side: one[side] for side in _SIDES})
+            rounds += [measure(rig, primary, answering, args.turns) for _ in range(args.rounds)]
     found: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": describe().__dict__,

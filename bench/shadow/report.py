@@ -1,28 +1,26 @@
 """What does the table of shadowing's cost look like? Each side's latencies beside those without shadows."""
 
-from collections.abc import Iterator
-from statistics import median, quantiles
+from collections.abc import Iterator, Sequence
+from statistics import mean, median, quantiles
 from typing import Any, Final
 
-LOADS: Final = {
-    "one": "one connection",
-    "many": "500 requests/s on 64 connections",
-    "streams": "64 streams, a chunk each 20 ms",
-}
+SIDES: Final = ("none", "routed", "dead", "slow", "flooding", "answering", "again")
+LOADS: Final = ("one", "many", "streams")
 _FIGURES: Final = (
-    ("one", "lat_us", "whole answers, one connection"),
-    ("many", "lat_us", "whole answers, 500/s"),
-    ("streams", "ttft_us", "64 streams: first chunk"),
-    ("streams", "lat_us", "64 streams: last chunk"),
+    ("one", "lat_us", "one connection"),
+    ("many", "lat_us", "500 requests/s"),
+    ("streams", "ttft_us", "50 streams/s, first chunk"),
+    ("streams", "lat_us", "last chunk"),
 )
 _BASE: Final = "none"
 _NAMES: Final = {
     "none": "none",
-    "again": "none, measured once more",
+    "routed": "none, but a time limit",
     "dead": "dead: nobody listens",
     "slow": "slow: takes requests, says nothing",
     "flooding": "flooding: answers without end",
     "answering": "answers at once",
+    "again": "none, measured once more",
 }
 
 
@@ -36,37 +34,40 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield from ("# What shadowing costs whoever is shadowed", "", "Made by `python -m bench.shadow`.", "")
     yield (
         f"{found['date']}, {machine['cpu']}, {machine['cores']} cores; "
-        f"{', '.join(f'{name} {version}' for name, version in found['versions'].items())}. {len(rounds)} rounds, in "
-        "each of which every side had a gateway of its own for a few seconds of each load; medians over rounds. All "
-        "requests are copied. Changes are the median of those within the rounds; beside them, as ±, half of what lies "
-        "between the rounds' quartiles: whatever is less can't be told from noise."
+        f"{', '.join(f'{name} {version}' for name, version in found['versions'].items())}. One core for the gateways, "
+        f"one for upstreams, targets and load generator. {len(rounds)} rounds, in each of which every side had a "
+        "gateway of its own, and they took turns. All requests are copied. Times in µs: medians over turns of their "
+        "p50 and p99. Changes are medians of p99 against the same turn without shadows; after ±, half of what lies "
+        "between their quartiles. An upstream answers within 10 µs, so that nothing but the gateway is measured; "
+        "streams have 63 chunks, one each 20 ms. Whatever "
+        "a model is given besides its target makes its requests take another way through the gateway, a time limit "
+        "as well as shadows."
     )
     if found.get("note"):
         yield from ("", found["note"])
-    yield ""
-    heads = [f"{name}: p50 / p99 µs, change of p99" for *_, name in _FIGURES]
-    yield f"| shadow's target | {' | '.join(heads)} | MiB | copies |"
-    yield "| --- " * (len(_FIGURES) + 3) + "|"
-    for side in rounds[0]:
-        yield _row(side, rounds)
-    yield ""
-    foreign = median(figures["foreign"] for one in rounds for figures in one.values())
-    yield f"Target: p99 moves by 1 % or less. Others used {foreign:.0%} of the machine meanwhile (median)."
+    heads = [f"{name}: p50 / p99, change of p99" for *_, name in _FIGURES]
+    yield from ("", f"| shadow's target | {' | '.join(heads)} | CPU µs/request | MiB | copies |")
+    yield "| --- " * (len(_FIGURES) + 4) + "|"
+    for side in SIDES:
+        if side in rounds[0]["sides"]:
+            yield _row(side, [one["sides"] for one in rounds])
+    foreign = median(one["foreign"] for one in rounds)
+    yield from ("", f"Target: p99 moves by 1 % or less. Others used {foreign:.0%} of the machine (median of rounds).")
 
 
-def _row(side: str, rounds: list[dict[str, Any]]) -> str:
+def _row(side: str, rounds: Sequence[dict[str, Any]]) -> str:
     cells = [_NAMES[side]]
     for load, figure, _ in _FIGURES:
-        p50 = median(one[side][load][figure][0] for one in rounds)
-        p99 = median(one[side][load][figure][-1] for one in rounds)
-        cell = f"{p50:,.0f} / {p99:,.0f}"
+        turns = [turn[figure] for one in rounds for turn in one[side][load]]
+        cell = f"{median(turn[0] for turn in turns):,.0f} / {median(turn[-1] for turn in turns):,.0f}"
         if side != _BASE:
-            changes = [one[side][load][figure][-1] / one[_BASE][load][figure][-1] - 1 for one in rounds]
+            bases = [turn[figure][-1] for one in rounds for turn in one[_BASE][load]]
+            changes = [turn[-1] / base - 1 for turn, base in zip(turns, bases, strict=True)]
             cell += f", {median(changes):+.1%} ± {_spread(changes):.1%}"
         cells.append(cell)
-    errors = sum(one[side][load]["errs"] for one in rounds for load in LOADS)
-    if errors:
+    if errors := sum(turn["errs"] for one in rounds for load in LOADS for turn in one[side][load]):
         cells[0] += f" ({errors} errors)"
+    cells.append(f"{mean(turn['cpu_us_req'] for one in rounds for turn in one[side]['one']):.0f}")
     cells.append(f"{median(one[side]['memory'] for one in rounds):.0f}")
     copies: dict[str, int] = {}
     for one in rounds:

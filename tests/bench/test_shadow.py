@@ -14,42 +14,45 @@ from gateway.config.reading import read_config
 from tests.gateway.harness import request_bytes, run
 
 
-def side(p99: float, **copies: float) -> dict[str, Any]:
-    load = {"errs": 0, "lat_us": [100.0, 200.0, p99], "ttft_us": [100.0, p99]}
-    return {"one": load, "many": load, "streams": load, "memory": 60.0, "copies": copies, "foreign": 0.1}
+def side(p99: list[float], **copies: float) -> dict[str, Any]:
+    turns = [{"errs": 0, "lat_us": [100.0, 200.0, one], "ttft_us": [100.0, one], "cpu_us_req": 90.0} for one in p99]
+    return {"one": turns, "many": turns, "streams": turns[:1], "memory": 60.0, "copies": copies}
 
 
 def test_the_table_has_what_each_side_changes() -> None:
+    sides = {"none": side([1000.0, 2000.0]), "dead": side([1000.0, 2020.0], failed=5.0, dropped=995.0)}
+    worse = {"none": side([1000.0, 2000.0]), "dead": side([1500.0, 2020.0], failed=5.0, dropped=995.0)}
     found: dict[str, Any] = {
         "date": "2026-01-01",
         "machine": {"cpu": "some CPU", "cores": 2},
         "versions": {"python": "3.11"},
         "note": "On a quiet day.",
-        "rounds": [
-            {"none": side(1000.0), "dead": side(1000.0 * change, failed=5.0, dropped=995.0)}
-            for change in (1.0, 1.01, 1.5)
-        ],
+        "rounds": [{"sides": one, "foreign": 0.1} for one in (sides, worse)],
     }
     table = markdown(found)
     (none,) = [line for line in table.splitlines() if line.startswith("| none")]
     (dead,) = [line for line in table.splitlines() if line.startswith("| dead")]
-    assert "100 / 1,000 |" in none and "%" not in none
-    assert "100 / 1,010, +1.0% ± 12.5%" in dead  # quartiles: 0.5 % and 25.5 %
-    assert "| 60 | 2,985 dropped, 15 failed |" in dead
-    assert "On a quiet day." in table and "3 rounds" in table
-    found["rounds"][0]["dead"]["one"]["errs"] = 2  # the others are the same
+    assert "100 / 1,500 |" in none and "%" not in none
+    # Changes of 0, 1, 50 and 1 %: their quartiles are 0.75 and 13.25 %.
+    assert "100 / 1,760, +1.0% ± 6.2%" in dead
+    assert "100 / 1,250, +25.0% ± 12.5%" in dead  # of streams there is one turn in a round
+    assert "| 90 | 60 | 1,990 dropped, 10 failed |" in dead
+    assert "On a quiet day." in table and "2 rounds" in table and "used 10%" in table
+    sides["dead"]["one"][0]["errs"] = 2  # the other loads are the same
     assert "(6 errors)" in markdown(found)
-    found["rounds"] = found["rounds"][:1]
-    assert "± 0.0%" in markdown(found)
+    sides["dead"]["one"].pop()
+    with pytest.raises(ValueError, match="zip"):
+        markdown(found)
 
 
 def test_configurations_are_valid(tmp_path: Path) -> None:
-    for shadow in (None, 9001):
+    for side, shadow in (("none", None), ("routed", None), ("dead", 9001)):
         file = tmp_path / "penstock.yaml"
-        file.write_text(configuration(9000, shadow))
+        file.write_text(configuration(side, 9000, shadow))
         config, _ = read_config(str(file))
-        copied = config.models["mock"].shadow
-        assert [(one.target, float(one.sample)) for one in copied] == ([] if shadow is None else [("next", 1.0)])
+        model = config.models["mock"]
+        assert [(one.target, float(one.sample)) for one in model.shadow] == ([] if shadow is None else [("next", 1.0)])
+        assert (model.timeout.total is not None) == (side == "routed")
 
 
 def test_sides_without_a_target_of_their_own() -> None:
