@@ -6,7 +6,7 @@ cut has no ``finish_reason``: whoever compares answers should leave it alone.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,19 @@ class Answer(msgspec.Struct, frozen=True):
     text: str = ""
     calls: tuple[tuple[str, str], ...] = ()
     finish_reason: str = ""
+
+
+class Said(NamedTuple):
+    """An answer as it came, which nobody has read yet; ``size`` in bytes."""
+
+    endpoint: str
+    parts: Sequence[bytes]
+    size: int
+    streamed: bool
+
+    def read(self) -> Answer | None:
+        """What it says; None where it can't be read."""
+        return read_answer(self.endpoint, b"".join(self.parts), streamed=self.streamed)
 
 
 class Collector:
@@ -52,9 +65,13 @@ class Collector:
             self.cut = True
         self._parts.append(data)
 
+    def said(self, endpoint: str, *, streamed: bool) -> Said:
+        """What has come so far, for whoever has the time to read it."""
+        return Said(endpoint, self._parts, min(self._size, self._limit), streamed)
+
     def answer(self, endpoint: str, *, streamed: bool) -> Answer | None:
         """What has been said so far; None where it can't be read."""
-        return read_answer(endpoint, b"".join(self._parts), streamed=streamed)
+        return self.said(endpoint, streamed=streamed).read()
 
 
 def read_answer(endpoint: str, body: bytes, *, streamed: bool) -> Answer | None:

@@ -44,7 +44,7 @@ class Watching:
         shadows = self.shadows.wants(route.name, request_id) if plan.shadows else ()
         if uid is None and not shadows:
             return None
-        reads = bool(shadows) or self.rollouts.reads_answers(route.name)
+        reads = uid is not None and self.rollouts.reads_answers(route.name)
         return Watched(self, route.name, endpoint, uid, shadows, body if shadows else b"", request_id, reads=reads)
 
 
@@ -52,8 +52,8 @@ class Watched:
     """A request that is being watched, from its last byte on."""
 
     __slots__ = (
-        "_body", "_came", "_collector", "_copies", "_endpoint", "_events", "_first", "_id", "_model", "_shadows",
-        "_streamed", "_tail", "_timed", "_uid", "_watching", "uncertainty",
+        "_body", "_came", "_collector", "_copies", "_endpoint", "_events", "_first", "_id", "_model", "_reads",
+        "_shadows", "_streamed", "_tail", "_timed", "_uid", "_watching", "uncertainty",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +75,8 @@ class Watched:
         self._shadows = shadows
         self._body = body
         self._id = request_id
-        self._collector = Collector() if reads else None
+        self._reads = reads
+        self._collector = Collector() if reads or shadows else None
         self._came = perf_counter()
         self._first: float | None = None
         self._streamed = self._timed = False
@@ -96,6 +97,8 @@ class Watched:
             watching = self._watching
             self._copies = watching.shadows.copy(self._model, self._endpoint, self._body, self._shadows, self._id)
             self._body = b""
+            if not (self._reads or self._copies.wanted):
+                self._collector = None
 
     def add(self, data: bytes) -> None:
         """More of the answer."""
@@ -120,7 +123,10 @@ class Watched:
         if self._uid is not None:
             self._watching.rollouts.ended(self._model, self._uid, ending, self._id)
         if self._copies is not None:
-            self._copies.primary(ending)
+            said = (
+                self._collector.said(self._endpoint, streamed=self._streamed) if self._collector is not None else None
+            )
+            self._copies.primary(ending, said)
 
     def _ending(self, status: int, outcome: Outcome) -> Ending:
         now = perf_counter()
@@ -132,7 +138,7 @@ class Watched:
         if self._timed and first is not None and tokens > 1 and outcome == "ok":
             itl = (now - first) / (tokens - 1)
         answer = None
-        if self._collector is not None and status < 400 and first is not None:
+        if self._reads and self._collector is not None and status < 400 and first is not None:
             answer = self._collector.answer(self._endpoint, streamed=streamed)
         ttft = first - self._came if first is not None and self._timed else None
         return Ending(status, outcome, ttft, itl, now - self._came, tokens, self.uncertainty, answer)

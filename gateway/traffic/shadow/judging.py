@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from gateway.traffic.answers import Answer, read_answer
+from gateway.traffic.answers import Answer, Said, read_answer
 from gateway.traffic.shadow.compare import Comparison, compare
 from gateway.wire.shadows import ShadowPair
 
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     endpoint: str
     at: float
     asked: bytes | None
-    answer: Answer
+    answer: Answer | Said
     said: bytes
 
 
@@ -47,18 +47,19 @@ class Judged(NamedTuple):
 
 
 def judge_all(pairs: Sequence[Pair]) -> list[Judged | None]:
-    """What becomes of each; None where the shadow's answer can't be read, or was cut."""
+    """What becomes of each; None where an answer can't be read, or was cut."""
     with _short_turns():
         return [judge(pair) for pair in pairs]
 
 
 def judge(pair: Pair) -> Judged | None:
-    """What becomes of a pair; None where the shadow's answer can't be read, or was cut."""
+    """What becomes of a pair; None where an answer can't be read, or was cut."""
+    answer = pair.answer.read() if isinstance(pair.answer, Said) else pair.answer
     shadow = read_answer(pair.endpoint, pair.said, streamed=False)
-    if shadow is None or not shadow.finish_reason:
+    if answer is None or shadow is None or not (answer.finish_reason and shadow.finish_reason):
         return None
-    comparison = compare_beginnings(pair.answer, shadow)
-    return Judged(comparison, b"" if pair.asked is None else _line(pair, pair.asked, shadow, comparison))
+    comparison = compare_beginnings(answer, shadow)
+    return Judged(comparison, b"" if pair.asked is None else _line(pair, pair.asked, answer, shadow, comparison))
 
 
 def compare_beginnings(first: Answer, other: Answer) -> Comparison:
@@ -77,7 +78,7 @@ def _beginning(answer: Answer) -> Answer:
     return Answer(answer.text[:_COMPARED], calls, answer.finish_reason)
 
 
-def _line(pair: Pair, asked: bytes, shadow: Answer, comparison: Comparison) -> bytes:
+def _line(pair: Pair, asked: bytes, answer: Answer, shadow: Answer, comparison: Comparison) -> bytes:
     return _encode(
         ShadowPair(
             request_id=pair.request_id,
@@ -87,7 +88,7 @@ def _line(pair: Pair, asked: bytes, shadow: Answer, comparison: Comparison) -> b
             at=pair.at,
             agrees=comparison.agrees,
             request=asked.decode(errors="replace") if len(asked) <= _KEPT else None,
-            answer=_kept(pair.answer),
+            answer=_kept(answer),
             shadow=_kept(shadow),
             comparison=comparison,
         )

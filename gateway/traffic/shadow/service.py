@@ -18,7 +18,7 @@ import msgspec
 
 from gateway.batches.folder import reason, write_whole
 from gateway.telemetry.metrics import Metrics
-from gateway.traffic.answers import ENDPOINTS, Answer
+from gateway.traffic.answers import ENDPOINTS, Answer, Said
 from gateway.traffic.ending import Ending
 from gateway.traffic.shadow import review, standing
 from gateway.traffic.shadow.judging import Judged, Pair, judge_all
@@ -66,7 +66,7 @@ class _Copy:
         self.body = body
         self.plan = plan
         self.request_id = request_id
-        self.answer: Answer | None = None
+        self.answer: Answer | Said | None = None
         self.said: bytes | None = None
         self.held = len(body)
         self.over = False
@@ -86,9 +86,12 @@ class Copies:
         """Whether anybody will want to know what the primary answers."""
         return any(not copy.over for copy in self._copies)
 
-    def primary(self, ending: Ending) -> None:
-        """The primary's answer is complete, or will never be: without a whole answer there is nothing to compare."""
-        answer = ending.answer if ending.answer is not None and ending.answer.finish_reason else None
+    def primary(self, ending: Ending, said: Said | None = None) -> None:
+        """The primary's answer is complete, or will never be: without a whole answer there is nothing to compare.
+
+        It is the ending's, or else what was ``said``, which is read where nobody waits for it.
+        """
+        answer = ending.answer or said if ending.outcome == "ok" else None
         for copy in self._copies:
             if not copy.over:
                 self._shadows._primary_ended(copy, answer)
@@ -195,10 +198,10 @@ class Shadows:
             made.append(copy)
         return Copies(self, made)
 
-    def _primary_ended(self, copy: _Copy, answer: Answer | None) -> None:
+    def _primary_ended(self, copy: _Copy, answer: Answer | Said | None) -> None:
         if answer is None:
             self._end(copy, "unread")
-        elif not self._hold(copy, len(answer.text)):
+        elif not self._hold(copy, answer.size if isinstance(answer, Said) else len(answer.text)):
             self._end(copy, "dropped")
         else:
             copy.answer = answer

@@ -254,6 +254,8 @@ def test_of_a_long_answer_the_beginning_is_known() -> None:
         whole.add(events(event))
     answer = whole.answer(CHAT, streamed=True)
     assert answer == Answer("One\n\n" * 50, (), "tool_calls") and not whole.cut
+    assert whole.said(CHAT, streamed=True).read() == answer
+    assert collector.said(CHAT, streamed=True).size == 1000
     begun = collector.answer(CHAT, streamed=True)
     assert collector.cut and begun is not None
     assert 0 < len(begun.text) < 200 and begun.text == "One\n\n" * (len(begun.text) // 5) and not begun.finish_reason

@@ -12,7 +12,7 @@ from gateway.api.context import Context
 from tests.gateway.harness import run
 from tests.gateway.lane.harness import until
 from tests.gateway.lane.upstream import Talk
-from tests.gateway.traffic.harness import Gateway, chat, configured
+from tests.gateway.traffic.harness import CHAT, Gateway, chat, configured
 from tests.gateway.traffic.test_routes import failing, said, silent, targets, words
 
 WAYS = [None, 0, 1]
@@ -163,5 +163,26 @@ def test_a_shadow_that_does_not_answer_is_not_noticed(script: Any, tmp_path: Pat
             for _ in range(30):  # more than may wait: shadows don't count among them
                 assert (await said(gateway))[1] == "A"
             assert gateway.context.queued == 0
+
+    run(scenario())
+
+
+def test_nothing_is_collected_where_all_copies_are_dropped(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, whole("A"), whole("B")) as (section, _),
+            configured(tmp_path, SHADOW + section) as gateway,
+        ):
+            watching, route = gateway.context.watching, gateway.context.routes["chat"]
+            assert watching is not None
+            for taken in (True, False):
+                watched = watching.watch(route.to("a"), CHAT, b'{"model": "chat"}', "req-1")
+                assert watched is not None
+                if not taken:
+                    gateway.context.shadows._running = False  # type: ignore[union-attr]  # nobody asks: all are dropped
+                watched.first(streamed=True)
+                assert (watched._collector is not None) is taken
+                watched.add(b"data: {}\n\n")
+                watched.ended(200, "ok")
 
     run(scenario())

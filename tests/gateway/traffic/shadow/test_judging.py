@@ -5,7 +5,7 @@ import sys
 
 import msgspec
 
-from gateway.traffic.answers import CHAT, RESPONSES, Answer
+from gateway.traffic.answers import CHAT, RESPONSES, Answer, Collector, Said
 from gateway.traffic.shadow.compare import compare
 from gateway.traffic.shadow.judging import Pair, compare_beginnings, judge, judge_all
 from gateway.wire.shadows import ShadowPair
@@ -30,6 +30,17 @@ def test_a_pair_is_compared_and_kept() -> None:
     assert kept.request == '{"model": "x"}'
     assert (kept.answer, kept.shadow) == (Answer("It is four.", (), "stop"), Answer("It is five.", (), "stop"))
     assert kept.comparison == found.comparison and kept.agrees is found.comparison.agrees
+
+
+def test_an_answer_may_still_have_to_be_read() -> None:
+    collector = Collector()
+    collector.add(said("It is four."))
+    unread = pair("", said("It is four"))._replace(answer=collector.said(CHAT, streamed=False))
+    found = judge(unread)
+    assert found is not None and found.comparison.normalised
+    assert msgspec.json.decode(found.line, type=ShadowPair).answer == Answer("It is four.", (), "stop")
+    for body in (b"{}", said("It is", None)):  # an error, and an answer that was cut
+        assert judge(unread._replace(answer=Said(CHAT, [body], len(body), False))) is None
 
 
 def test_nothing_is_kept_where_it_must_not_be() -> None:

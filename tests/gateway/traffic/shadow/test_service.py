@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from gateway.telemetry.metrics import Metrics
-from gateway.traffic.answers import CHAT, MESSAGES, RESPONSES, Answer
+from gateway.traffic.answers import CHAT, MESSAGES, RESPONSES, Answer, Said
 from gateway.traffic.ending import Ending
 from gateway.traffic.shadow import review, service
 from gateway.traffic.shadow.line import FAILURES, UNDER_WAY, WAITING
@@ -174,6 +174,21 @@ def test_whoever_answers_first_waits_for_the_other(shadow_first: bool) -> None:
             copies.primary(ended("Four."))  # once more does no harm
             await asyncio.sleep(0.01)
             assert rig.counts == {"compared": 1.0}
+
+    run(scenario())
+
+
+def test_a_primary_may_leave_its_answer_unread() -> None:
+    async def scenario() -> None:
+        async with working(four) as rig:
+            for size in (0, 3):  # what is cut is no answer
+                body = said("Four.").body[size:]
+                rig.copy().primary(Ending(200, "ok"), Said(CHAT, [body[:9], body[9:]], len(body), False))
+            await rig.until(compared=1, unread=1)
+            assert rig.standing.exact == 1
+            rig.copy().primary(Ending(499, "disconnected"), Said(CHAT, [said("Four.").body], 9, False))
+            await rig.until(compared=1, unread=2)
+            assert rig.shadows._held == 0
 
     run(scenario())
 
