@@ -14,20 +14,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
-from gateway.batches.folder import reason, write_whole
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.answers import ENDPOINTS, Answer, Said
 from gateway.traffic.ending import Ending
-from gateway.traffic.shadow import review, standing
+from gateway.traffic.shadow import standing
 from gateway.traffic.shadow.judging import Judged, Pair, judge_all
 from gateway.traffic.shadow.line import Line
 from gateway.traffic.shadow.request import shadow_body
 from gateway.traffic.shadow.review import Review
-from gateway.traffic.shadow.sampling import Sampling
-from gateway.traffic.shadow.sampling import ShadowPlan as ShadowPlan
-from gateway.traffic.shadow.standing import Key, Outcome, Standing
+from gateway.traffic.shadow.sampling import Sampling, ShadowPlan
+from gateway.traffic.shadow.saved import Saved
+from gateway.traffic.shadow.standing import Key, Loss, Standing
 from gateway.wire.shadows import Shadow, ShadowList, ShadowPair
 
 ANSWER_LIMIT: Final = 1 << 20
@@ -119,22 +116,20 @@ class Shadows:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
-        self._folder = folder / "shadows" if folder is not None else None
+        self._saved = Saved(folder / "shadows" if folder is not None else None)
         self._metrics = metrics
         self._timeout = timeout
         self._clock = clock
         self._samplings: dict[str, Sampling] = {}
         self._lines: dict[str, Line[_Copy]] = {}
         self._reviews: dict[tuple[str, str], Review] = {}
-        self._standings: dict[Key, Standing] = self._load()
+        self._standings: dict[Key, Standing] = self._saved.load()
         self._running = False
         self._askers: set[asyncio.Task[None]] = set()
         self._held = 0
         self._ready: deque[_Copy] = deque()
         self._some = asyncio.Event()
         self._changed = False
-        self._unwritten = 0
-        self._warned: set[Path] = set()
         metrics.shadow_waiting.set_function(lambda: sum(len(line.waiting) for line in self._lines.values()))
 
     # What is configured
@@ -151,20 +146,13 @@ class Shadows:
         for shadow in [shadow for shadow in self._reviews if shadow not in named]:
             del self._reviews[shadow]
         for shadow in named - self._reviews.keys():
-            self._reviews[shadow] = self._review(*shadow)
+            self._reviews[shadow] = self._saved.review(*shadow)
         for key in [key for key in self._standings if key[:2] not in named]:
             del self._standings[key]
             self._changed = True
         self._metrics.keep_shadows(named)
         for shadow in named:
             self._show_agreement(*shadow)
-
-    def _review(self, model: str, target: str) -> Review:
-        found = Review(self._folder / review.file_name(model, target) if self._folder is not None else None)
-        if found.path is not None:
-            for line in review.last_lines(found.path):
-                found.add(line, False)
-        return found
 
     # What the ways of requests call
 
@@ -221,8 +209,8 @@ class Shadows:
             for asker in self._askers:
                 asker.cancel()
             self._drop([copy for line in self._lines.values() for copy in line.clear()])
-            if self._changed and self._path is not None:
-                self._write(self._path, standing.encode(self._standings))
+            if self._changed:
+                self._saved.save(standing.encode(self._standings))
 
     async def _ask_all(self, target: str, line: Line[_Copy]) -> None:
         """Ask for one copy after the other, until none waits."""
@@ -316,14 +304,24 @@ class Shadows:
                 if kept.path is not None and not judged.comparison.agrees:
                     written.setdefault(kept.path, []).append(judged.line)
         for path, lines in written.items():
-            await asyncio.to_thread(self._append, path, lines)
+            await asyncio.to_thread(self._saved.append, path, lines)
+
+    async def _save_all(self) -> None:
+        """Write down what is known, every few seconds."""
+        while True:
+            await asyncio.sleep(_SAVE)
+            if self._changed:
+                self._changed = False
+                if not await asyncio.to_thread(self._saved.save, standing.encode(self._standings)):
+                    self._changed = True
 
     def _count(self, copy: _Copy, judged: Judged) -> None:
-        self._end(copy, "compared")
         known = self._standing(copy.model, copy.plan.target, copy.endpoint)
         if known is not None:
             known.add(judged.comparison)
+            self._metrics.shadowed(copy.model, copy.plan.target, "compared")
             self._show_agreement(copy.model, copy.plan.target)
+        self._let_go(copy)
 
     def _show_agreement(self, model: str, target: str) -> None:
         known = [it for key, it in self._standings.items() if key[:2] == (model, target)]
@@ -344,24 +342,24 @@ class Shadows:
         for copy in copies:
             self._end(copy, "dropped")
 
-    def _end(self, copy: _Copy, outcome: Outcome, why: str = "") -> None:
+    def _end(self, copy: _Copy, loss: Loss, why: str = "") -> None:
+        """No pair comes of a copy."""
+        if not copy.over:
+            self._lose(copy.model, copy.plan.target, copy.endpoint, loss, why)
+            self._let_go(copy)
+
+    def _let_go(self, copy: _Copy) -> None:
         """Nothing more comes of a copy."""
-        if copy.over:
-            return
         copy.over = True
         self._held -= copy.held
         copy.held = 0
         copy.body, copy.said, copy.answer = b"", None, None
-        if outcome == "compared":
-            self._metrics.shadowed(copy.model, copy.plan.target, outcome)
-        else:
-            self._lose(copy.model, copy.plan.target, copy.endpoint, outcome, why)
 
-    def _lose(self, model: str, target: str, endpoint: str, outcome: Outcome, why: str = "") -> None:
+    def _lose(self, model: str, target: str, endpoint: str, loss: Loss, why: str = "") -> None:
         known = self._standing(model, target, endpoint)
         if known is not None:
-            known.lose(outcome, why)
-            self._metrics.shadowed(model, target, outcome)
+            known.lose(loss, why)
+            self._metrics.shadowed(model, target, loss)
 
     def _standing(self, model: str, target: str, endpoint: str) -> Standing | None:
         """What is known of a shadow; None where there is no such shadow any more."""
@@ -372,60 +370,13 @@ class Shadows:
         self._changed = True
         return known
 
-    # What survives a restart
-
-    @property
-    def _path(self) -> Path | None:
-        return self._folder / "agreement.json" if self._folder is not None else None
-
-    def _load(self) -> dict[Key, Standing]:
-        if self._path is None:
-            return {}
-        try:
-            return standing.decode(self._path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.warning("shadows: %s can't be read, so agreement is counted anew: %s", self._path, error)
-            return {}
-
-    async def _save_all(self) -> None:
-        while True:
-            await asyncio.sleep(_SAVE)
-            if self._changed and self._path is not None:
-                self._changed = False
-                await asyncio.to_thread(self._write, self._path, standing.encode(self._standings))
-
-    def _write(self, path: Path, data: bytes) -> None:
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_whole(path, data)
-            self._warned.discard(path)
-        except OSError as error:
-            self._changed = True
-            self._warn(path, error)
-
-    def _append(self, path: Path, lines: list[bytes]) -> None:
-        try:
-            review.append(path, lines)
-            self._warned.discard(path)
-        except OSError as error:
-            self._unwritten += len(lines)
-            self._warn(path, error)
-
-    def _warn(self, path: Path, error: OSError) -> None:
-        """Say once that the disk doesn't take what is to be written; everything else goes on."""
-        if path not in self._warned:
-            self._warned.add(path)
-            log.warning("shadows: %s can't be written: %s", path, reason(error))
-
     # What operators see
 
     def shown(self) -> ShadowList:
         """How all shadows compare, and how their targets are."""
         return ShadowList(
             [self._shadow(model, plan) for model, found in sorted(self._samplings.items()) for plan in found.plans],
-            self._unwritten,
+            self._saved.unwritten,
         )
 
     def _shadow(self, model: str, plan: ShadowPlan) -> Shadow:

@@ -9,7 +9,7 @@ from gateway.traffic.shadow.agreement import Agreement
 from gateway.traffic.shadow.compare import Comparison
 from gateway.wire.shadows import ShadowStanding
 
-Outcome = Literal["compared", "dropped", "failed", "unread"]
+Loss = Literal["dropped", "failed", "unread"]
 
 _NAMED: Final = 200  # different fields, and different failures, are told apart
 _SHOWN: Final = 20
@@ -54,9 +54,9 @@ class Standing(msgspec.Struct):
             for path in {_INDEX.sub("[*]", path)[:_LONGEST] for path in comparison.fields}:
                 _count(self.fields, path)
 
-    def lose(self, outcome: Outcome, why: str = "") -> None:
+    def lose(self, loss: Loss, why: str = "") -> None:
         """One more copy of which no pair came."""
-        setattr(self, outcome, getattr(self, outcome) + 1)
+        setattr(self, loss, getattr(self, loss) + 1)
         if why:
             _count(self.failures, why)
 

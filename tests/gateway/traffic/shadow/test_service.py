@@ -14,7 +14,7 @@ import pytest
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.answers import CHAT, MESSAGES, RESPONSES, Answer, Said
 from gateway.traffic.ending import Ending
-from gateway.traffic.shadow import review, service
+from gateway.traffic.shadow import review, saved, service
 from gateway.traffic.shadow.line import FAILURES, UNDER_WAY, WAITING
 from gateway.traffic.shadow.sampling import ShadowPlan
 from gateway.traffic.shadow.service import ANSWER_LIMIT, Asked, Copies, Shadows
@@ -440,7 +440,7 @@ def test_a_full_disk_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     async def scenario() -> None:
         with monkeypatch.context() as patch:
             patch.setattr(review, "append", full)
-            patch.setattr(service, "write_whole", full)
+            patch.setattr(saved, "write_whole", full)
             async with working(four, tmp_path) as rig:
                 for number in range(40):
                     rig.pair(f"{number}")
