@@ -23,8 +23,9 @@ from gateway.api import (
 from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange, Receive, Scope, Send
 from gateway.openapi import document, summary
+from gateway.record.recording import RECORDED, Recording
 from gateway.routing import Routes
-from gateway.telemetry.metrics import Outcome
+from gateway.telemetry.metrics import Outcome, outcome_of
 from gateway.wire import errors
 
 Handler = Callable[[Context, Exchange], Awaitable[None]]
@@ -92,6 +93,8 @@ class App:
         outcome: Outcome = "failed"
         context.in_flight += 1
         context.exchanges.add(exchange)
+        if context.recorder is not None and endpoint in RECORDED and not exchange.only:
+            exchange.recording = Recording(context.recorder, exchange.request_id, endpoint)
         try:
             if context.draining and endpoint not in _WHILE_DRAINING:
                 raise errors.shutting_down()
@@ -105,7 +108,7 @@ class App:
             outcome = "disconnected"
             context.metrics.disconnects.inc()
         except errors.ApiError as error:
-            outcome = _outcome(error.status)
+            outcome = outcome_of(error.status)
             if error.status >= 500 and endpoint not in _WHILE_DRAINING:
                 level = logging.WARNING if error.status == 503 else logging.ERROR
                 log.log(
@@ -118,6 +121,8 @@ class App:
         finally:
             context.in_flight -= 1
             context.exchanges.discard(exchange)
+            if exchange.recording is not None:
+                exchange.recording.end(exchange.status or _CLIENT_GONE, outcome, exchange.variant)
             context.metrics.ended(endpoint, exchange.model, exchange.status or _CLIENT_GONE, outcome)
 
 
@@ -129,9 +134,3 @@ def _handler(endpoint: str, exchange: Exchange) -> Handler:
     if handler is None:
         raise errors.method_not_allowed(exchange.method, exchange.path, methods)
     return handler
-
-
-def _outcome(status: int) -> Outcome:
-    if status == 429:
-        return "refused"
-    return "invalid" if status < 500 else "failed"

@@ -16,6 +16,7 @@ from gateway.config.structs import Config, NativeTarget, OpenAITarget, VllmTarge
 from gateway.fleet.crew import gpus_of
 from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.keys import client_keys, secret
+from gateway.record.recorder import RecordPlan
 from gateway.settings import Settings, SettingsError, flag
 from gateway.traffic.keys import Key, KeyHash, Keyring, plain_keys
 from gateway.traffic.rollout.rollout import RolloutPlan
@@ -58,6 +59,7 @@ class Plan(msgspec.Struct, frozen=True):
     are those that requests pass through to. ``names`` has the target of each name that clients may say, ``routes`` what
     those lead to that don't simply stand for one; without them, targets themselves say what they serve. ``keys`` are
     those that clients may have beside the ones in the environment; their limits are counted as ``counting`` says.
+    ``record`` says how requests are recorded, if they are.
     """
 
     natives: Mapping[str, Settings] = {}
@@ -66,6 +68,7 @@ class Plan(msgspec.Struct, frozen=True):
     routes: Mapping[str, RoutePlan] = {}
     keys: tuple[tuple[KeyHash, Key], ...] = ()
     counting: Counting = Counting()
+    record: RecordPlan | None = None
 
     def names_of(self, target: str) -> list[str]:
         """The names that simply stand for a target."""
@@ -169,6 +172,7 @@ def differences(old: Plan, new: Plan) -> list[str]:
             "key", {key.id: (hash, key) for hash, key in old.keys}, {key.id: (hash, key) for hash, key in new.keys}
         ),
         *(["limits changed"] if old.counting != new.counting else []),
+        *(["log changed"] if old.record != new.record else []),
     ]
 
 
@@ -232,6 +236,19 @@ def _of_file(settings: Settings, file: str) -> Plan:
         {name: model.route for name, model in config.models.items() if model.plain is None},
         tuple(key.entry for key in config.keys),
         config.limits,
+        _recorded(config),
+    )
+
+
+def _recorded(config: Config) -> RecordPlan | None:
+    if config.log is None:
+        return None
+    return RecordPlan(
+        path=config.log.path,
+        content=config.log.content,
+        durability=config.log.durability,
+        models={name: model.content for name, model in config.models.items() if model.content is not None},
+        keys={key.id: key.content for key in config.keys if key.content is not None},
     )
 
 

@@ -24,6 +24,7 @@ from gateway.lane.lanes import Lanes
 from gateway.lane.placer import placing
 from gateway.lane.service import Passing
 from gateway.plan import Plan, UpstreamPlan, differences, keyring, make_plan, upstream_options
+from gateway.record.recorder import Recorder
 from gateway.settings import Settings, SettingsError
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
@@ -102,6 +103,7 @@ class Serving:
         targets = {name: self._make_target(plan, name) for name in plan.natives}
         passings = {name: self._make_passing(plan, name) for name in plan.upstreams}
         self._count(plan)
+        self._record(plan)
         self._switch(plan, targets, passings)
 
     def answer_with(self, app: Application) -> None:
@@ -115,6 +117,8 @@ class Serving:
             WorkerStartError: a worker ended before it ever answered.
         """
         self._failed = asyncio.get_running_loop().create_future()
+        if self._context.recorder is not None:
+            self._context.recorder.start()
         everything: list[Target] = [*self._targets.values(), *self._passings.values()]
         for one in everything:
             self._start(one)
@@ -190,6 +194,8 @@ class Serving:
         for passing in self._passings.values():
             passing.close()
         await asyncio.gather(*(target.stop(timeout) for target in self._running()))
+        if self._context.recorder is not None:
+            self._context.recorder.close()
 
     def kill(self) -> None:
         """Let all go without waiting."""
@@ -212,6 +218,7 @@ class Serving:
                 changes = differences(self.plan, plan)
                 if changes:
                     self._count(plan)
+                    self._record(plan)
                     await self._change(plan)
             except StartError as error:
                 log.error("the configuration stays as it was: %s", error)
@@ -268,6 +275,20 @@ class Serving:
             self._counting = plan.counting
         elif self._counting != plan.counting:
             raise SettingsError("limits: where they are counted can't be changed by a reload, only by a restart")
+
+    def _record(self, plan: Plan) -> None:
+        """Have requests recorded as a plan says.
+
+        Raises:
+            SettingsError: that would be somewhere else than now.
+        """
+        recorder, wanted = self._context.recorder, plan.record
+        if not self._begun:
+            self._context.recorder = Recorder(wanted) if wanted is not None else None
+            return
+        kept = recorder is not None and wanted is not None and recorder.change(wanted)
+        if not kept and (recorder is not None or wanted is not None):
+            raise SettingsError("log: where requests are recorded can't be changed by a reload, only by a restart")
 
     def _switch(self, plan: Plan, targets: dict[str, RunningTarget], passings: dict[str, Passing]) -> None:
         """From here on, all names lead to what a plan says."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from engine.link import Output
 from gateway.api.form import Answer, Delta, TokenScore, ToolCall
 from gateway.api.scores import output_scores, prompt_scores
+from gateway.api.surety import Surety
 from gateway.text.parts import AnswerParser, Content, Part, Reasoning, ToolCallArguments, ToolCallBegin
 from gateway.text.stops import StopStrings
 from gateway.text.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ class Choice:
         "reason",
         "reasoning_tokens",
         "started",
-        "surprisal",
+        "surety",
     )
 
     def __init__(
@@ -76,8 +77,7 @@ class Choice:
         self.reason: FinishReason | None = None
         self.started = False
         self.completion_tokens = 0
-        self.surprisal = 0.0
-        """Of all tokens together, in nats: what their log-probabilities add up to, without the sign."""
+        self.surety = Surety()
         self.reasoning_tokens: int | None = None
         self.cached = 0
 
@@ -107,7 +107,7 @@ class Choice:
             self.reason = "length"
         else:
             self.completion_tokens += len(output.tokens)
-            self.surprisal -= sum(output.logprobs)
+            self.surety.add(output)
             if self._scored:
                 tokens = [*tokens, *output_scores(output)]
             text += self._text(output)

@@ -9,6 +9,7 @@ from gateway.api.response_store import ResponseStore
 from gateway.batches.service import Batches
 from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
+from gateway.record.recorder import Recorder
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.keys import Key, Keyring
 from gateway.traffic.limits.limiter import Limiter
@@ -86,6 +87,8 @@ class Context:
         """What routes lead to, by the names of targets."""
         self.routes: Mapping[str, Route] = {}
         """What names lead to that don't simply stand for one target."""
+        self.recorder: Recorder | None = None
+        """Where requests are recorded."""
         self.watching: Watching | None = None
         """Where requests of routes are reported to."""
         self.awaited_targets: Collection[str] = ()

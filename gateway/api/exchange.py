@@ -9,11 +9,13 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from gateway.telemetry.metrics import Outcome, outcome_of
 from gateway.traffic.keys import ANYBODY
 from gateway.wire import errors, sse
 
 if TYPE_CHECKING:
     from gateway.fleet.served_model import ServedModel
+    from gateway.record.recording import Recording
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,7 +53,8 @@ class Exchange:
     what the metrics count it under, ``status`` the answer's status (0 before there is one), ``params`` what the path's
     parameters stand for. ``sent`` are the request's headers. ``served`` is the model that is to answer where a route
     has chosen it, ``variant`` what the answer calls it, ``only`` the target that a request from within is for.
-    ``uncertainty`` is the mean surprisal of the answer's tokens, where it is known.
+    ``uncertainty`` is the mean surprisal of the answer's tokens, where it is known. ``recording`` is the record that is
+    made of the request, if there is one.
     """
 
     __slots__ = (
@@ -74,6 +77,7 @@ class Exchange:
         "params",
         "path",
         "query",
+        "recording",
         "request_id",
         "sent",
         "served",
@@ -100,6 +104,7 @@ class Exchange:
         self.served: ServedModel | None = None
         self.variant = b"default"
         self.observer: Observer | None = None
+        self.recording: Recording | None = None
         self.uncertainty: float | None = None
         self._body: bytes | None = None
         self.fault_body: Callable[[errors.ApiError], bytes] = _error_body
@@ -178,7 +183,7 @@ class Exchange:
         """Answer with ``body``, whole."""
         await self._start(status, content_type, len(body), headers)
         self.complete = True
-        await self._send_body(body, more=False)
+        await self._send_body(body, "ok" if status < 400 else outcome_of(status))
 
     async def start_stream(self) -> None:
         """Begin an answer in server-sent events; `send` and `end` follow."""
@@ -190,12 +195,12 @@ class Exchange:
 
     async def send(self, events: bytes) -> None:
         """Send events of a streamed answer. Waits while the client reads too slowly."""
-        await self._send_body(events, more=True)
+        await self._send_body(events)
 
-    async def end(self, events: bytes) -> None:
-        """Send the last events of a streamed answer."""
+    async def end(self, events: bytes, outcome: Outcome = "ok") -> None:
+        """Send the last events of a streamed answer, which ends well or otherwise."""
         self.complete = True
-        await self._send_body(events, more=False)
+        await self._send_body(events, outcome)
 
     async def relay(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Begin an answer that somebody else has made, with its own headers; `send` and `end` follow."""
@@ -209,8 +214,10 @@ class Exchange:
         """Tell the client that there is no answer, or, within a stream, no more of it."""
         if self.complete:
             return
+        if self.recording is not None:
+            self.recording.failed(error)
         if self.status:
-            await self.end(self.fault_events(error))
+            await self.end(self.fault_events(error), "failed")
             return
         body = self.fault_body(error)
         if error.status == 413:
@@ -242,10 +249,15 @@ class Exchange:
             self.first(streamed=length is None)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def _send_body(self, data: bytes, *, more: bool) -> None:
+    async def _send_body(self, data: bytes, outcome: Outcome | None = None) -> None:
+        """Send more of the body, or (with an ``outcome``) the last of it, once the request is on the record."""
         if self.observer is not None:
             self.observer.add(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        if self.recording is not None:
+            self.recording.add(data)
+            if outcome is not None:
+                await self.recording.finish(self.status, outcome, self.variant)
+        await self._send({"type": "http.response.body", "body": data, "more_body": outcome is None})
 
     async def _drop_body(self) -> None:
         try:

@@ -18,6 +18,7 @@ from gateway.api.choice import Choice, Reading
 from gateway.api.context import Context, api_error
 from gateway.api.exchange import ClientGone, Exchange
 from gateway.api.form import Answer, Form
+from gateway.api.surety import Surety
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.text.parts import AnswerParser
@@ -89,6 +90,8 @@ class Generation:
             ids = [await self._encode(prompt) for prompt in prompts]
             samplings = self._samplings(ids)
             counted = await self._enter(samplings)
+            if self._exchange.recording is not None:
+                self._exchange.recording.begin(self._model.name)
             stream = self._model.fleet.open()
             self._submit(stream, prompts, ids, samplings)
             watcher = asyncio.create_task(abort_when_gone(self._exchange, stream))
@@ -108,7 +111,7 @@ class Generation:
             seat.leave()
             if not self._first:
                 self._count_end()
-            self._exchange.uncertainty = self._uncertainty()
+            self._note(stream)
             if counted is not None:
                 counted.settle(self._used(gone))
             if watcher is not None:
@@ -232,6 +235,7 @@ class Generation:
         await exchange.start_stream()
         open = len(self._choices)
         usage = Usage.of(prompt=self._prompt_tokens, completion=0, cached=outputs[0].cached)
+        recording = exchange.recording
         events = form.begin(usage, [choice.answer.prompt for choice in self._choices.values()])
         while True:
             for output in outputs:
@@ -243,6 +247,8 @@ class Generation:
                     stream.abort(output.id)
                     events += form.finish(choice.answer)
                     open -= 1
+            if recording is not None:
+                recording.tokens()
             if not open:
                 break
             if events:
@@ -252,6 +258,7 @@ class Generation:
             observe(now - last)
             last = now
             events = b""
+        self._note(stream)
         await exchange.end(events + form.end(self._usage()))
 
     async def _send_whole(self, stream: OutputStream, outputs: Sequence[Output]) -> None:
@@ -259,7 +266,10 @@ class Generation:
         observe, clock = self._observe, time.perf_counter
         last = clock()
         answers: list[Answer] = []
+        recording = self._exchange.recording
         while True:
+            if recording is not None:
+                recording.tokens()
             for output in outputs:
                 choice = self._choices[output.id]
                 if choice.complete():
@@ -275,6 +285,7 @@ class Generation:
             observe(now - last)
             last = now
         answers.sort(key=lambda answer: answer.index)
+        self._note(stream)
         await self._exchange.reply(200, self._form.whole(answers, self._usage()))
 
     def _usage(self) -> Usage:
@@ -293,10 +304,26 @@ class Generation:
             reasoning=sum(thinks) if thinks else None,
         )
 
-    def _uncertainty(self) -> float | None:
-        """The mean surprisal of all tokens, in nats; None without any."""
-        tokens = sum(choice.completion_tokens for choice in self._choices.values())
-        return sum(choice.surprisal for choice in self._choices.values()) / tokens if tokens else None
+    def _note(self, stream: OutputStream | None) -> None:
+        """Note for others how the answers have come about, as far as they have."""
+        surety = Surety.of(choice.surety for choice in self._choices.values())
+        self._exchange.uncertainty = surety.surprisal
+        recording = self._exchange.recording
+        if recording is None or recording.over:
+            return
+        recording.record.uncertainty = surety.record
+        recording.record.adapter = stream.adapter if stream is not None else ""
+        if stream is not None and stream.worker:
+            recording.record.worker = stream.worker
+        if not self._first:
+            usage = self._usage()
+            recording.counted(
+                prompt=usage.prompt_tokens,
+                cached=usage.prompt_tokens_details.cached_tokens,
+                output=usage.completion_tokens,
+                reasoning=usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else None,
+                finish_reasons=tuple(choice.reason or "" for choice in self._choices.values()),
+            )
 
     def _count_first_token(self) -> None:
         self._first = False

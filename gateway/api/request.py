@@ -17,6 +17,8 @@ async def decode(context: Context, exchange: Exchange, decoder: BodyDecoder[Requ
         ClientGone: the client left before it was complete.
     """
     body = await exchange.body(context.max_body)
+    if exchange.recording is not None:
+        exchange.recording.asked(body, exchange.key.id)
     request = decoder.decode(body)
     if log.isEnabledFor(logging.DEBUG) and (unknown := decoder.unknown_fields(body)):
         log.debug("request=%s fields without meaning here: %s", exchange.request_id, ", ".join(unknown))

@@ -16,11 +16,10 @@ from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange
 from gateway.lane.endpoints import ENDPOINTS
 from gateway.lane.exchange import CLIENT_GONE
-from gateway.lane.exchange import outcome as outcome_of
 from gateway.lane.inside import Inside
 from gateway.lane.lane import Lane
 from gateway.lane.scan import skim
-from gateway.telemetry.metrics import Outcome
+from gateway.telemetry.metrics import Outcome, outcome_of
 from gateway.traffic.routes import HEADER, ONLY, Assignment, Cause, Route, Way, asking, cause_of, failed_code
 from gateway.traffic.watching import Watched
 from gateway.wire import errors
@@ -44,6 +43,8 @@ async def handle(context: Context, exchange: Exchange, endpoint: str, handler: H
         await handler(context, exchange)
         return
     body = await exchange.body(context.max_body)
+    if exchange.recording is not None:
+        exchange.recording.asked(body, exchange.key.id)
     try:
         model = skim(body).model
     except errors.ApiError:
@@ -170,6 +171,8 @@ class _Answering:
     async def _take(self, way: Way, place: int) -> None:
         context, exchange = self._context, self._exchange
         exchange.variant = way.variant.encode()
+        if exchange.recording is not None:
+            exchange.recording.placed(way.target, "")
         exchange.replace_body(way.edit.apply(self._endpoint, self._asked) if way.edit else self._asked)
         exchange.uncertainty = None
         del exchange.headers[self._headers :]  # an earlier target's
@@ -220,6 +223,8 @@ async def _pass_through(
         request_id=exchange.request_id,
         unseen=bool(exchange.only),
     )
+    if exchange.recording is not None:
+        exchange.recording.begin(exchange.model)
     leaving = asyncio.create_task(_leave_with(exchange, inside))
     try:
         status = await inside.head()
@@ -233,8 +238,10 @@ async def _pass_through(
         for part in kept:
             await exchange.send(part)
         async for part in inside.parts():
+            if exchange.recording is not None:
+                exchange.recording.tokens()
             await exchange.send(part)
-        await exchange.end(b"")
+        await exchange.end(b"", "ok" if status < 400 else outcome_of(status))
     finally:
         leaving.cancel()
         inside.leave()

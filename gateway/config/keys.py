@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.config.document import Document, Fault, Path
+from gateway.record.recorder import Mode
 from gateway.traffic.keys import Key, KeyHash, parse_hash
 from gateway.traffic.limits.limit import Limits, Rate, parse_amount, parse_rate
 
@@ -101,6 +102,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     expires: Annotated[Moment | None, Meta(description="when it ends, such as 2027-01-31; UTC unless it says so")] = (
         None
     )
+    content: Annotated[
+        Mode | None, Meta(description="what the request log keeps of its requests, if it is less than elsewhere")
+    ] = None
     admin: Annotated[bool, Meta(description="whether it may use /admin as well")] = False
 
     @property

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from gateway.config.document import Document, Fault, Path
 from gateway.config.values import Seconds, Share
+from gateway.record.recorder import Mode
 from gateway.traffic.edit import Edit
 from gateway.traffic.rollout.guard import guard_names
 from gateway.traffic.rollout.rollout import RolloutConfig
@@ -169,20 +170,23 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = ()
     timeout: Annotated[Timeout, Meta(description="how long an answer may take")] = Timeout()
     shadow: Annotated[tuple[Shadow, ...], Meta(description="targets that get copies of requests")] = ()
+    content: Annotated[
+        Mode | None, Meta(description="what the request log keeps of what is said, if it is less than elsewhere")
+    ] = None
     rollout: Annotated[
         Rollout | None, Meta(description="let the second of two variants take over step by step, or be rolled back")
     ] = None
 
     @property
     def plain(self) -> str | None:
-        """The target's name, where there is nothing else to say."""
-        if msgspec.structs.replace(self, target=None) == Model():
-            return self.target
-        if self.variants is None or len(self.variants) != 1 or msgspec.structs.replace(self, variants=None) != Model():
+        """The target's name, where there is nothing else to say of how requests go there."""
+        bare = msgspec.structs.replace(self, target=None, variants=None, content=None) == Model()
+        if not bare or self.target is not None:
+            return self.target if bare else None
+        if self.variants is None or self.variants.keys() != {ONLY}:
             return None
-        ((name, variant),) = self.variants.items()
-        bare = name == ONLY and variant == Variant(target=variant.target, weight=variant.weight)
-        return variant.target if bare else None
+        variant = self.variants[ONLY]
+        return variant.target if variant == Variant(target=variant.target, weight=variant.weight) else None
 
     @property
     def route(self) -> RoutePlan:

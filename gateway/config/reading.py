@@ -11,6 +11,7 @@ import msgspec
 from engine.link import parse_address
 from gateway.config.document import Document, Fault, Path, read
 from gateway.config.keys import ApiKey, Counting, wrong_counting, wrong_keys
+from gateway.config.log import RequestLog
 from gateway.config.models import Model, wrong_model
 from gateway.config.structs import Config, NativeTarget, OpenAITarget, Target, VllmTarget
 from gateway.config.values import decode_value
@@ -18,7 +19,6 @@ from gateway.fleet.upstream.sources import parse_source
 from gateway.settings import SettingsError
 
 _ENGINES: Final[dict[str, type[Target]]] = {"native": NativeTarget, "vllm": VllmTarget, "openai": OpenAITarget}
-_LATER: Final[dict[str, str]] = {"log": "the request log is not there yet"}
 _AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 _TYPES: Final = {
@@ -52,11 +52,13 @@ def read_config(file: str) -> tuple[Config, Document]:
     if not faults:
         models, targets = _sections(document, faults)
         keys, counting = _keys(document, faults)
+        said = document.value.get("log") if isinstance(document.value, dict) else None
+        log = _decode(document, ("log",), said, RequestLog, faults) if said is not None else None
         faults += _unlike(document, models, targets)
         faults += wrong_keys(document, keys.items(), models)
         faults += wrong_counting(document, counting)
         if not faults:
-            return Config(models=models, targets=targets, keys=tuple(keys.values()), limits=counting), document
+            return Config(models=models, targets=targets, keys=tuple(keys.values()), limits=counting, log=log), document
     raise ConfigError(file, faults)
 
 
@@ -177,8 +179,6 @@ def _struct_in(hint: Any) -> Any:
 
 
 def _unknown(name: str, fields: Iterable[str]) -> str:
-    if name in _LATER:
-        return _LATER[name]
     close = get_close_matches(name, list(fields), 1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"there is no such field; {hint}There are: {', '.join(fields)}"

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.config.keys import ApiKey, Counting
+from gateway.config.log import RequestLog
 from gateway.config.models import Model
 from gateway.config.values import Count, Seconds, Share, Size, describe_value
 from gateway.settings import (
@@ -130,6 +131,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     models: Annotated[dict[str, Model], Meta(description="the names that clients send")]
     targets: Annotated[dict[str, Target], Meta(description="where answers come from, by names of their own")]
     keys: Annotated[tuple[ApiKey, ...], Meta(description="who may ask; default: everybody")] = ()
+    log: Annotated[RequestLog | None, Meta(description="where requests are recorded; default: nowhere")] = None
     limits: Annotated[Counting, Meta(description="where the limits of keys are counted")] = Counting()
 
 

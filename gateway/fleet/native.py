@@ -168,11 +168,13 @@ class OutputStream:
     request never has more outputs than its ``max_tokens``. All its requests are for ``adapter``, if there is one.
     """
 
-    __slots__ = ("_adapter", "_asks", "_carrier", "_outputs", "_reason", "_waiter")
+    __slots__ = ("_asks", "_carrier", "_outputs", "_reason", "_waiter", "adapter", "worker")
 
     def __init__(self, carrier: Carrier, adapter: str = "") -> None:
         self._carrier = carrier
-        self._adapter = adapter
+        self.adapter = adapter
+        self.worker = ""
+        """The name of the worker from which something came last for the first time."""
         self._asks: dict[int, Ask] = {}
         self._outputs: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -193,8 +195,8 @@ class OutputStream:
         Raises:
             WorkerLost: there is nobody to take it.
         """
-        if self._adapter:
-            more["adapter"] = self._adapter
+        if self.adapter:
+            more["adapter"] = self.adapter
         ask = Ask(self, next(_ids), prompt, sampling, more)
         ask.answer += answer
         ask.since = self._carrier.loop.time()
@@ -242,6 +244,8 @@ class OutputStream:
         """Take what a step brought. For the link."""
         if ask.fresh:
             ask.fresh = False
+            if ask.link is not None:
+                self.worker = ask.link.name
             self._carrier.begun(ask)
         ask.answer += output.tokens
         self._outputs.append(output)
@@ -307,6 +311,7 @@ class WorkerLink(asyncio.Protocol):
         self.hello: Hello | None = None
         self.heard = loop.time()
         self.owner = owner
+        self.name: str = getattr(owner, "name", "")
         self._secret = secret
         self._workers_nonce = self._nonce = b""
         self._trusted = not secret

@@ -27,7 +27,10 @@ from gateway.lane.precise import Precise
 from gateway.lane.prompt_tokens import Reader
 from gateway.lane.scan import NO_TALLY, Skimmed, Tally, renamed, skim, tally, tally_whole
 from gateway.lane.stream import Stream
-from gateway.telemetry.metrics import ModelMetrics, Outcome
+from gateway.record.delivery import Delivery
+from gateway.record.recorder import Recorder
+from gateway.record.recording import Recording
+from gateway.telemetry.metrics import ModelMetrics, Outcome, outcome_of
 from gateway.traffic.keys import ANYBODY, Key
 from gateway.traffic.limits.limit import Account
 from gateway.traffic.limits.limiter import Counted, Entry
@@ -61,15 +64,18 @@ class Exchange:
     """One request, with this ``head``. ``size`` is that of the body so far; it is counted under ``label``."""
 
     __slots__ = (
-        "_attempts", "_belief", "_body", "_client", "_forwarded", "_hedge", "_held", "_keep_alive", "_kept", "_lane",
-        "_lanes", "_meter", "_queued", "_reading", "_received", "_rest", "_retries", "_skimmed", "_so_far", "_stream",
-        "_timer", "_tried", "_winner", "counters", "endpoint", "head", "label", "model", "prompt", "request_id", "size",
+        "_attempts", "_belief", "_body", "_client", "_delivery", "_forwarded", "_hedge", "_held", "_keep_alive",
+        "_kept", "_lane", "_lanes", "_meter", "_queued", "_reading", "_received", "_recording", "_rest",
+        "_retries", "_skimmed", "_so_far", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint",
+        "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
     variant = heads.DEFAULT
     """What the answer says of who made it."""
     unseen = False
     """Whether it is none of a client's: then it is counted nowhere."""
+    inner = False
+    """Whether it is part of another request, which is on the record."""
 
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
         self._lanes = lanes
@@ -102,6 +108,8 @@ class Exchange:
         self._timer: TimerHandle | None = None
         self._hedge: Connection | None = None
         self._meter: Meter | None = None
+        self._recording: Recording | None = None
+        self._delivery: Delivery | None = None
 
     # What the client's connection calls
 
@@ -157,6 +165,10 @@ class Exchange:
 
     def abandon(self) -> None:
         """The client has left."""
+        if self._delivery is not None:
+            self._delivery.leave()
+            if not self._lanes.runs(self):
+                return  # all was done, and had only to be recorded
         self._close_attempts()
         self._lanes.context.metrics.disconnects.inc()
         self._end(CLIENT_GONE, "disconnected")
@@ -171,6 +183,11 @@ class Exchange:
             self._winner.pause(paused)
 
     # What the lane calls
+
+    def record(self, recorder: Recorder) -> None:
+        """Have it on the record, before the last of its answer goes out."""
+        self._recording = Recording(recorder, self.request_id.decode(), self.endpoint)
+        self._client = self._delivery = Delivery(self._client, self._lanes.loop)
 
     def interrupt(self, error: errors.ApiError) -> None:
         """End it now, with an error."""
@@ -206,6 +223,8 @@ class Exchange:
         key = self._key()
         skimmed = self._skimmed = self._skimmed or skim(self.body)
         self.model = model = skimmed.model
+        if self._recording is not None:
+            self._recording.asked(self.body, key.id)
         key.allow(model)
         ready = self._find_lane(key)
         self._lane.check_room()
@@ -273,6 +292,8 @@ class Exchange:
         """Find out what placement wants to know of the request, and place it."""
         lanes, lane = self._lanes, self._lane
         lane.arrived()
+        if self._recording is not None:
+            self._recording.begin(self.label)
         self._queued = not self.unseen
         lanes.context.queued += self._queued
         self.prompt = prompt = lane.prompt(skimmed)
@@ -341,6 +362,8 @@ class Exchange:
         if self.prompt.tokens and not self._tried and isinstance(self._lane.placing, Precise):
             self._belief = target, self._lane.placing.believed
         self._tried.append(target)
+        if self._recording is not None:
+            self._recording.placed(target.group, target.name)
         self._lane.placing.sent(connection, self.prompt)
         self._send_on(connection)
 
@@ -413,6 +436,8 @@ class Exchange:
     # What connections to targets call
 
     def on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
+        if self._recording is not None and data and self._winner in (None, connection):
+            self._recording.arrived(data)
         try:
             if self._winner is None:
                 if not data and not ended:
@@ -562,7 +587,7 @@ class Exchange:
             self._lane.count(self, tally)
             if self._belief is not None:
                 self._compare(connection.target, tally)
-        self._end(status, "ok" if status < 400 else outcome(status))
+        self._end(status, "ok" if status < 400 else outcome_of(status))
         self._client.done(not self._keep_alive)
 
     def _compare(self, target: Target, tally: Tally) -> None:
@@ -640,6 +665,8 @@ class Exchange:
 
     def _fail(self, error: errors.ApiError) -> None:
         """Answer with an error."""
+        if self._recording is not None:
+            self._recording.failed(error)
         if error.headers.get("connection") == "close":
             self._keep_alive = False
         self._client.write(
@@ -647,7 +674,7 @@ class Exchange:
                 error, self.request_id, self._keep_alive, endpoints.fault_body(self.endpoint, error, self.request_id)
             )
         )
-        self._end(error.status, outcome(error.status))
+        self._end(error.status, outcome_of(error.status))
         self._client.done(not self._keep_alive)
 
     def _end(self, status: int, outcome: Outcome) -> None:
@@ -656,6 +683,9 @@ class Exchange:
             self._lanes.context.queued -= 1
         if self._meter is not None:
             self._meter.settle(outcome, status, sent=bool(self._tried))
+        if self._recording is not None and self._delivery is not None:
+            self._delivery.hold()
+            self._recording.end(status, outcome, self.variant, self._delivery.release)
         self._lanes.ended(self, status, outcome, perf_counter() - self._received)
 
 
@@ -664,13 +694,6 @@ def _lines(connection: Connection) -> bytes:
     if not connection.lines:
         connection.lines = heads.answer_lines(connection.status, connection.headers)
     return connection.lines
-
-
-def outcome(status: int) -> Outcome:
-    """What an answer with an error's ``status`` counts as."""
-    if status == 429:
-        return "refused"
-    return "invalid" if status < 500 else "failed"
 
 
 def _no_answer(fault: Fault, why_not: str = "") -> errors.ApiError:

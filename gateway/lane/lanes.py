@@ -159,6 +159,8 @@ class Lanes:
     def began(self, exchange: Exchange) -> None:
         self.context.in_flight += 1
         self._running[exchange] = None
+        if self.context.recorder is not None and not exchange.inner:
+            exchange.record(self.context.recorder)
 
     def runs(self, exchange: Exchange) -> bool:
         """Whether a request is still under way."""

@@ -32,6 +32,8 @@ class GivenExchange(Exchange):
 
     __slots__ = ("_given", "_given_key", "unseen", "variant")
 
+    inner = True
+
     def __init__(
         self,
         lanes: "Lanes",

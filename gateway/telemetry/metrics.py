@@ -30,6 +30,13 @@ CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 Outcome = Literal["ok", "invalid", "refused", "failed", "disconnected"]
 
 
+def outcome_of(status: int) -> Outcome:
+    """What an answer with an error's ``status`` counts as."""
+    if status == 429:
+        return "refused"
+    return "invalid" if status < 500 else "failed"
+
+
 class Metric(NamedTuple):
     kind: Literal["counter", "gauge", "histogram"]
     help: str

@@ -64,6 +64,7 @@ class Target:
         self, address: Address, options: UpstreamOptions, models: frozenset[str] | None = None, group: str = ""
     ) -> None:
         self.address = address
+        self.group = group
         self.name = f"{group}/{address.authority}{address.path}" if group else address.authority + address.path
         self.options = options
         self.models = models

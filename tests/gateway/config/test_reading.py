@@ -102,7 +102,7 @@ def test_a_file_says_what_is_served(tmp_path: Path) -> None:
             "1: models.c.variants.a.target: expected text, but this",
         ),
         ("models: {c: {targt: t}}\n" + REST, "1: models.c.targt: there is no such field; did you mean target?"),
-        ("models: {c: {target: t}}\nlog: {}\n" + REST, "2: log: the request log is not there yet"),
+        ("models: {c: {target: t}}\nlog: {}\n" + REST, "2: log: path is missing"),
         ("models: {c: {target: t}}\ntargts: {}\n" + REST, "2: targts: there is no such field; did you mean targets?"),
         ("models: {c: {target: t}}\n", "1: targets: targets has to be a mapping"),
         ("models: {c: {target: t}}\ntargets:\n  t:\n    model: x\n", "3: targets.t.engine: engine is missing"),

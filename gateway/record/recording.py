@@ -1,0 +1,257 @@
+"""What is noted of one request, from its last byte to its answer's? Both ways that a request can take fill one in.
+
+A `Recording` is a `flywheel.record.Record` in the making. What is known when the request is let in goes into the log at
+once, as its beginning; the whole goes there when it is over, and only then does the last of the answer go out.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Final
+
+import msgspec
+
+from flywheel.record import VERSION, Record, Sampling, Timing, count_gap
+from gateway.lane.scan import NO_TALLY, TAIL, tally
+from gateway.record.recorder import Done, Recorder
+from gateway.telemetry.metrics import Outcome
+from gateway.wire.errors import ApiError
+
+_OPERATIONS: Final = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "chat",
+    "/v1/messages": "chat",
+}
+RECORDED: Final = frozenset(_OPERATIONS)
+"""The endpoints whose requests are recorded."""
+_MOST: Final = 1 << 20  # bytes of an answer that are kept
+_MESSAGE: Final = 500  # characters of an error's message
+_NAME: Final = 256  # characters of what clients call themselves
+
+
+class _Asked(msgspec.Struct):
+    """What of a request's body is in a record's own fields; of other types than it should be, it isn't noted."""
+
+    model: Any = None
+    user: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    metadata: Any = None
+    temperature: Any = None
+    top_p: Any = None
+    top_k: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    seed: Any = None
+    n: Any = None
+    stop: Any = None
+    stop_sequences: Any = None
+    stream: Any = None
+
+
+_asked: Final = msgspec.json.Decoder(_Asked)
+
+
+class Recording:
+    """The record of one request.
+
+    Args:
+        recorder: where it goes.
+        request_id: what it is called.
+        endpoint: the path.
+    """
+
+    __slots__ = (
+        "_begun", "_events", "_last", "_output", "_recorder", "_size", "_started", "_tail", "over", "record", "timing",
+    )  # fmt: skip
+
+    def __init__(self, recorder: Recorder, request_id: str, endpoint: str) -> None:
+        self._recorder = recorder
+        self._started = perf_counter()
+        self._last = 0.0
+        self._output: list[bytes] = []
+        self._size = 0
+        self._tail = b""
+        self._events = 0
+        self._begun = False
+        self.over = False
+        self.timing = Timing()
+        self.record = Record(
+            VERSION,
+            recorder.unique(request_id),
+            time.time_ns() // 1000,
+            operation_name=_OPERATIONS.get(endpoint, endpoint.rpartition("/")[2]),
+            endpoint=endpoint,
+            timing=self.timing,
+        )
+
+    def asked(self, body: bytes, key: str) -> None:
+        """Who asks for what, whether that is there or not. What comes after the first time is somebody else's."""
+        record = self.record
+        if record.content is not None:
+            return
+        record.key = key
+        try:
+            said = _asked.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            said = _Asked()
+        record.request_model = _text(said.model)
+        record.content = self._recorder.content_of(record.request_model, key)
+        record.content.input = body
+        metadata = said.metadata if isinstance(said.metadata, dict) else {}
+        record.user = _text(said.user) or _text(said.safety_identifier) or _text(metadata.get("user_id"))
+        record.session = _text(said.prompt_cache_key)
+        record.stream = said.stream is True
+        record.sampling = _sampling(said)
+        if metadata:
+            record.tags = {name: value for name, value in metadata.items() if isinstance(value, str)} or None
+
+    def begin(self, model: str) -> None:
+        """It is let in: whatever happens from here on, there will be a record of it. ``model`` is a served name."""
+        if self._begun:
+            return
+        self.record.model = model
+        self.timing.queued = self._now()
+        self._begun = True
+        self._recorder.begin(self.record)
+
+    def placed(self, target: str, worker: str) -> None:
+        """It is sent to somebody who may answer; what has come from others is thrown away."""
+        self._again()
+        record = self.record
+        record.target, record.worker = target, worker
+        record.attempts += 1
+        if self.timing.placed is None:
+            self.timing.placed = self._now()
+
+    def tokens(self) -> None:
+        """Tokens of the answer are there."""
+        now = self._now()
+        if self._last:
+            count_gap(self.timing.gaps, now - self._last)
+        else:
+            self.timing.first_token = now
+        self._last = now
+
+    def add(self, data: bytes) -> None:
+        """More of what the client gets to read."""
+        self._tail = data if len(data) >= TAIL else (self._tail + data)[-TAIL:]
+        if self._size < _MOST:
+            self._output.append(data)
+            self._size += len(data)
+
+    def arrived(self, data: bytes) -> None:
+        """Both: more of the answer, tokens and all."""
+        self.tokens()
+        self.add(data)
+
+    def counted(
+        self, *, prompt: int, cached: int, output: int, reasoning: int | None, finish_reasons: tuple[str, ...]
+    ) -> None:
+        """What the answer has cost, where that is known better than the answer says."""
+        record = self.record
+        record.input_tokens, record.cached_tokens, record.output_tokens = prompt, cached, output
+        record.reasoning_tokens, record.finish_reasons = reasoning, finish_reasons
+
+    def failed(self, error: ApiError) -> None:
+        """The client is told of an error."""
+        self.record.error_type, self.record.error_message = error.code or "", error.message[:_MESSAGE]
+
+    def _again(self) -> None:
+        self._output.clear()
+        self._size = 0
+        self._tail = b""
+        self._last = 0.0
+        self.timing.first_token = None
+        self.timing.gaps = []
+
+    def end(self, status: int, outcome: Outcome, variant: bytes, done: Done | None = None) -> None:
+        """It is over, and ``variant`` has answered, or was to.
+
+        ``done`` is called once that is on the record, or can't be for now: then the rest may go out.
+        """
+        if self.over:
+            return
+        self.over = True
+        record, timing = self.record, self.timing
+        record.status, record.outcome, record.variant = status, outcome, variant.decode()
+        if self._last:
+            timing.last_token = self._last
+        timing.ended = self._now()
+        if record.output_tokens is None and self._tail:
+            self._count()
+        if record.content is not None and self._output:
+            record.content.output = b"".join(self._output)
+        self._recorder.end(record, done)
+
+    async def finish(self, status: int, outcome: Outcome, variant: bytes) -> None:
+        """The same, for who can wait until the rest may go out."""
+        if self.over:
+            return
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(_: bool) -> None:
+            if not written.done():
+                written.set_result(None)
+
+        self.end(status, outcome, variant, done)
+        await written
+
+    def _count(self) -> None:
+        """Note what the answer says of itself."""
+        said = tally(self._tail)
+        if said is not NO_TALLY:
+            known = said.prompt_tokens > 0
+            self.counted(
+                prompt=said.prompt_tokens,
+                cached=said.cached_tokens,
+                output=said.output_tokens,
+                reasoning=None,
+                finish_reasons=(said.finish_reason,) if said.finish_reason else (),
+            )
+            if not known:
+                self.record.input_tokens = self.record.cached_tokens = self.record.output_tokens = None
+
+    def _now(self) -> float:
+        return perf_counter() - self._started
+
+
+def _sampling(said: _Asked) -> Sampling:
+    most = [said.max_completion_tokens, said.max_tokens, said.max_output_tokens]
+    stops = said.stop_sequences if said.stop is None else said.stop
+    return Sampling(
+        temperature=_number(said.temperature),
+        top_p=_number(said.top_p),
+        top_k=_whole(said.top_k),
+        max_tokens=next((found for one in most if (found := _whole(one)) is not None), None),
+        frequency_penalty=_number(said.frequency_penalty),
+        presence_penalty=_number(said.presence_penalty),
+        seed=_whole(said.seed),
+        choice_count=_whole(said.n),
+        stop_sequences=_texts(stops),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: Any) -> int | None:
+    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return value if fits else None
+
+
+def _text(value: Any) -> str:
+    return value[:_NAME] if isinstance(value, str) else ""
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, Sequence) else ()

@@ -1,0 +1,224 @@
+"""Every request yields exactly one record, whatever its end and whichever way it took, before its answer is over."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flywheel.log.frame import Kind
+from flywheel.log.reading import read_frames
+from flywheel.record import Record, decode_record
+from tests.gateway.harness import run
+from tests.gateway.lane.upstream import USAGE, Talk, obliging
+from tests.gateway.traffic.harness import chat, configured
+from tests.gateway.traffic.test_routes import endless, failing, targets
+
+MODELS = "models: {chat: {target: a, timeout: {total: 5s}}, plain: {target: a}}\nlog: {path: %s, content: %s}\n"
+
+
+def records(folder: Path) -> list[Record]:
+    return [decode_record(frame.body) for frame in read_frames(folder / "log") if frame.kind == Kind.RECORD]
+
+
+async def record_of(folder: Path, count: int = 1) -> Record:
+    """The last of so many records."""
+    async with asyncio.timeout(5):
+        while len(found := records(folder)) < count:
+            await asyncio.sleep(0.01)
+    assert len(found) == count
+    return found[-1]
+
+
+def settings(folder: Path, content: str = "full") -> str:
+    return MODELS % (folder / "log", content)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("here", [None, 0])
+@pytest.mark.parametrize("model", ["chat", "plain"])
+def test_an_answer_is_on_record(model: str, here: int | None, stream: bool, tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, obliging, here=here) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            asked = chat(
+                "hi", model=model, stream=stream, user="u1", temperature=0, max_tokens=20, metadata={"team": "x"},
+                stream_options={"include_usage": True} if stream else None,
+            )  # fmt: skip
+            answer = await gateway.post(asked, x_request_id="my-id")
+            found = records(tmp_path)  # at once: the answer's end was not sent before
+            assert answer.status == 200 and len(found) == 1
+            record = found[0]
+            assert (record.request_id, record.outcome, record.status) == ("my-id", "ok", 200)
+            assert (record.model, record.request_model, record.endpoint) == (model, model, "/v1/chat/completions")
+            assert (record.user, record.tags, record.stream) == ("u1", {"team": "x"}, stream)
+            assert record.sampling is not None and record.sampling.temperature == 0 and record.sampling.max_tokens == 20
+            assert record.content is not None and record.content.output is not None
+            assert json.loads(record.content.input or b"")["messages"][0]["content"] == "hi"
+            assert record.target == "a" or record.worker
+            assert record.attempts >= 1 or here == 0
+            timing = record.timing
+            assert timing is not None and timing.first_token is not None and timing.ended is not None
+            assert (timing.queued or 0) <= timing.first_token <= timing.ended
+            if here is None:
+                assert (record.input_tokens, record.output_tokens) == (
+                    USAGE["prompt_tokens"],
+                    USAGE["completion_tokens"],
+                )
+                assert b"three" in record.content.output
+            else:
+                assert record.output_tokens == 4 and record.uncertainty is not None
+                assert record.uncertainty.mean_logprob is not None and record.uncertainty.mean_entropy is not None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("here", [None, 0])
+def test_other_ends(here: int | None, tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, failing(500), here=here) as (section, made),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            if here == 0:
+                made[0].refuse = ("internal", "no")
+            ends: list[tuple[Any, int, str]] = [
+                (b"{", 400, "invalid"),
+                (chat(model="nobody"), 404, "invalid"),
+                (chat(messages=5) if here == 0 else chat(model=5), 400, "invalid"),
+                (chat(), 500, "failed"),
+            ]
+            for number, (body, status, outcome) in enumerate(ends, 1):
+                assert (await gateway.post(body)).status == status
+                record = await record_of(tmp_path, number)
+                assert (record.status, record.outcome) == (status, outcome), number
+
+    run(scenario())
+
+
+async def broken(talk: Talk) -> None:
+    talk.begin_stream()
+    talk.event("x")
+    await talk.writer.drain()
+    talk.reset()
+
+
+def test_a_stream_that_breaks_is_recorded_as_failed(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, broken) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            for number, model in enumerate(("plain", "chat"), 1):
+                answer = await gateway.post(chat(model=model, stream=True))
+                assert b"error" in answer.body
+                record = await record_of(tmp_path, number)
+                assert (record.outcome, record.status) == ("failed", 200)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("here", [None, 0])
+@pytest.mark.parametrize("model", ["chat", "plain"])
+def test_a_client_that_leaves_is_recorded(here: int | None, model: str, tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, endless, here=here, auto=here is None) as (section, made),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            sent = await gateway.send(chat(model=model, stream=True))
+            if here == 0:
+                await made[0].until(lambda: made[0].running)
+                made[0].step()
+            await sent.reader.readuntil(b"\n\n")
+            sent.leave()
+            record = await record_of(tmp_path)
+            assert record.outcome == "disconnected" and record.content is not None
+
+    run(scenario())
+
+
+def test_a_fallback_is_part_of_the_same_request(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        for here in (None, 1):
+            folder = tmp_path / str(here)
+            folder.mkdir()
+            models = settings(folder).replace("timeout: {total: 5s}", "fallback: [b]")
+            async with (
+                targets(folder, model_folder, failing(503), obliging, here=here) as (section, _),
+                configured(folder, models + section) as gateway,
+            ):
+                assert (await gateway.post(chat())).status == 200
+                record = await record_of(folder)
+                assert (record.outcome, record.variant, record.target) == ("ok", "b", "b")
+                assert record.attempts == 2 and record.error_type == ""
+
+    run(scenario())
+
+
+def test_how_much_is_kept(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        text = settings(tmp_path, "hash").replace("plain: {target: a}", "plain: {target: a, content: none}")
+        async with (
+            targets(tmp_path, model_folder, obliging) as (section, _),
+            configured(tmp_path, text + section) as gateway,
+        ):
+            for number, model in enumerate(("chat", "chat", "plain"), 1):
+                await gateway.post(chat(model=model))
+                record = await record_of(tmp_path, number)
+                content = record.content
+                assert content is not None and content.input is content.output is None
+                assert content.mode == ("hash" if model == "chat" else "none")
+            first, second, third = (record.content for record in records(tmp_path))
+            assert first is not None and second is not None and third is not None
+            assert first.input_hash == second.input_hash is not None and third.input_hash is None
+            assert not any(b"one two three" in frame.body for frame in read_frames(tmp_path / "log"))
+
+    run(scenario())
+
+
+def test_the_same_id_twice_is_two_records(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, obliging) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            for _ in range(2):
+                await gateway.post(chat(), x_request_id="same")
+            first, second = records(tmp_path)
+            assert first.request_id == "same" and second.request_id.startswith("same-")
+
+    run(scenario())
+
+
+def test_serving_goes_on_where_the_log_cannot_be_written(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "log").write_text("a file where the folder should be")
+        async with (
+            targets(tmp_path, model_folder, obliging) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            for _ in range(5):
+                assert (await gateway.post(chat(model="plain"))).status == 200
+            assert gateway.context.recorder is not None and gateway.context.recorder.log.trouble
+
+    run(scenario())
+
+
+def test_what_is_recorded_can_be_changed_by_a_reload_but_not_where(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, obliging) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            assert await gateway.reload(settings(tmp_path, "none") + section) == ["log changed"]
+            await gateway.post(chat())
+            record = await record_of(tmp_path)
+            assert record.content is not None and record.content.mode == "none"
+            with pytest.raises(Exception, match="only by a restart"):
+                await gateway.reload(settings(tmp_path / "b") + section)
+
+    run(scenario())
