@@ -1,8 +1,15 @@
-"""How does a rollout survive a restart? A file a model, replaced whole whenever it is written."""
+"""How does a rollout survive a restart? A file a model, replaced whole whenever it is written.
+
+One process writes, by a lock that the system lets go of when it ends, however it ends: two servers that were given the
+same data folder would remove each other's files.
+"""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
-import logging
+import os
+import weakref
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
@@ -15,8 +22,6 @@ from gateway.traffic.rollout.rollout import RolloutPlan, RolloutState
 from gateway.wire.rollouts import ChangeShown
 
 _READABLE: Final = 64  # letters of a model's name in that of its file
-
-log = logging.getLogger(__name__)
 
 
 class Saved(msgspec.Struct):
@@ -35,11 +40,18 @@ class SavedRollouts:
     """The files of all rollouts.
 
     Args:
-        folder: where they are; it is made once there is something to write.
+        folder: where they are; it is made, and held until `close`, once there is something to write.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._held: weakref.finalize[[int], SavedRollouts] | None = None
+
+    def close(self) -> None:
+        """Let others write."""
+        if self._held is not None:
+            self._held()
+            self._held = None
 
     def path(self, model: str) -> Path:
         """The file of a model, whatever its name is made of."""
@@ -80,16 +92,32 @@ class SavedRollouts:
         """Write what `encode` made of some models, and remove all files but those of ``models``.
 
         Raises:
-            OSError: something could not be written.
+            OSError: something could not be written, or another process writes there.
         """
         if files:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif not self.folder.exists():
+            return
+        self._hold()
         for model, data in files.items():
             write_whole(self.path(model), data)
         wanted = {self.path(model) for model in models}
         for path in self.folder.glob("*.json"):
             if path not in wanted:
                 path.unlink(missing_ok=True)
+
+    def _hold(self) -> None:
+        if self._held is not None:
+            return
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno == errno.EWOULDBLOCK:
+                raise OSError(errno.EBUSY, "another server keeps its rollouts there", str(self.folder)) from None
+            raise
+        self._held = weakref.finalize(self, os.close, lock)
 
 
 def encode(saved: Saved) -> bytes:

@@ -150,6 +150,8 @@ class Rollouts:
             saving.cancel()
             await asyncio.wait({saving})
             await self.save()
+            if self._saved is not None:
+                self._saved.close()
 
     def look(self) -> None:
         """Weigh what has become known, and let weights follow."""

@@ -40,8 +40,22 @@ def test_what_is_no_longer_wanted_is_removed_and_what_was_put_aside_stays(tmp_pa
     files.put_aside("three")
     files.put_aside("four")  # there is none
     files.write({}, ["one"])
-    left = {files.path("one").name, files.path("three").with_suffix(".bad").name}
+    left = {"lock", files.path("one").name, files.path("three").with_suffix(".bad").name}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
+    first, second = SavedRollouts(tmp_path), SavedRollouts(tmp_path)
+    first.write({"one": encode(saved("one"))}, ["one"])
+    with pytest.raises(OSError, match="another server keeps its rollouts there"):
+        second.write({"two": encode(saved("two"))}, ["two"])
+    assert second.load("one") is not None and second.load("two") is None
+    first.close()
+    first.close()
+    second.write({"two": encode(saved("two"))}, ["two"])
+    assert second.load("one") is None and second.load("two") is not None
+    del second  # as where a process ends
+    first.write({}, ["two"])
 
 
 def test_something_else_in_a_file_is_a_value_error(tmp_path: Path) -> None:
