@@ -1,8 +1,8 @@
 """How does one of several gateway processes answer for what another one keeps?
 
-Files, batches, stored responses and rollouts belong to the first process, their owner. The kernel spreads connections
-over all of them, so the others send requests for those on to it, over a Unix socket, as they are, and bring its answers
-back as they come. Nothing is stored on the way; a client that leaves leaves the owner, too.
+Files, batches, stored responses, rollouts and shadows belong to the first process, their owner. The kernel spreads
+connections over all of them, so the others send requests for those on to it, over a Unix socket, as they are, and bring
+its answers back as they come. Nothing is stored on the way; a client that leaves leaves the owner, too.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from gateway.api.exchange import Exchange, Receive, Scope, Send
 from gateway.api.inside import Application
 from gateway.wire import errors, sse
 
-_KEPT: Final = re.compile(r"/(?:v1/(?:files|batches|responses)|admin/rollouts)(?:/|$)")
+_KEPT: Final = re.compile(r"/(?:v1/(?:files|batches|responses)|admin/(?:rollouts|shadows))(?:/|$)")
 _HOP: Final = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"expect", b"upgrade", b"te"})
 _OURS: Final = _HOP | {b"date", b"server"}
 _READ: Final = 1 << 16
@@ -57,7 +57,7 @@ class ToOwner:
 
 async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
     await Exchange(scope, receive, send).fail(
-        errors.unavailable("Files, responses and rollouts can't be reached.", _RETRY)
+        errors.unavailable("Files, responses, rollouts and shadows can't be reached.", _RETRY)
     )
 
 

@@ -84,7 +84,7 @@ class Serving:
         self._rollouts = context.rollouts = Rollouts(data, leads=leads)
         self._rollouts.on_change = self._weigh
         context.metrics.rollouts.watch(self._rollouts)
-        self._shadows = context.shadows = Shadows(self._ask, data if leads else None, context.metrics)
+        self._shadows = context.shadows = Shadows(self._ask, data, context.metrics, leads=leads)
         context.watching = Watching(self._rollouts, self._shadows)
         self._counting: Counting | None = None
         self._targets: dict[str, RunningTarget] = {}

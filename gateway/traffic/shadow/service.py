@@ -102,6 +102,7 @@ class Shadows:
         ask: asks a target.
         folder: the data folder, in which ``shadows/`` has the counts and the pairs that differ; None: nothing is
             written down.
+        leads: False for one of several gateway processes another one of which has all the shadows.
         timeout: seconds that a shadow may take.
         clock: seconds, of a clock that is never set.
     """
@@ -112,11 +113,13 @@ class Shadows:
         folder: Path | None,
         metrics: Metrics,
         *,
+        leads: bool = True,
         timeout: float = _TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
-        self._saved = Saved(folder / "shadows" if folder is not None else None)
+        self._leads = leads
+        self._saved = Saved(folder / "shadows" if folder is not None and leads else None)
         self._metrics = metrics
         self._timeout = timeout
         self._clock = clock
@@ -136,6 +139,8 @@ class Shadows:
 
     def change(self, plans: Mapping[str, Sequence[ShadowPlan]]) -> None:
         """From now on models have these shadows. What is known of those that were there stays known."""
+        if not self._leads:
+            return
         self._samplings = {model: Sampling(model, shadows) for model, shadows in plans.items() if shadows}
         named = {(model, plan.target) for model, shadows in plans.items() for plan in shadows}
         targets = {target for _, target in named}

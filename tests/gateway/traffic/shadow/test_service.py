@@ -114,6 +114,16 @@ def test_what_is_wanted() -> None:
     assert shadows.wants("more", "req-1") == shadows.wants("other", "req-1") == ()
 
 
+def test_one_of_several_processes_has_the_shadows(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with working(four, tmp_path, leads=False) as rig:
+            assert rig.shadows.wants("chat", "req-1") == ()
+            assert rig.shadows.shown().shadows == []
+        assert list(tmp_path.iterdir()) == []
+
+    run(scenario())
+
+
 def test_pairs_are_compared() -> None:
     async def scenario() -> None:
         asked: list[tuple[str, str, bytes]] = []
