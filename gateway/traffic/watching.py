@@ -52,7 +52,7 @@ class Watched:
     """A request that is being watched, from its last byte on."""
 
     __slots__ = (
-        "_body", "_came", "_collector", "_copies", "_endpoint", "_events", "_first", "_id", "_model", "_reads",
+        "_body", "_came", "_collector", "_copies", "_endpoint", "_events", "_first", "_id", "_idle", "_model", "_reads",
         "_shadows", "_streamed", "_tail", "_timed", "_uid", "_watching", "uncertainty",
     )  # fmt: skip
 
@@ -80,6 +80,7 @@ class Watched:
         self._came = perf_counter()
         self._first: float | None = None
         self._streamed = self._timed = False
+        self._idle = False  # nobody wants to know any more
         self._copies: Copies | None = None
         self._events = 0
         self._tail = b""
@@ -93,15 +94,22 @@ class Watched:
         self._first = perf_counter()
         self._streamed = streamed
         self._timed = streamed or token
+        if self._uid is not None and self._timed:
+            self._watching.rollouts.began(self._model, self._uid, self._first - self._came)
         if self._shadows:
             watching = self._watching
             self._copies = watching.shadows.copy(self._model, self._endpoint, self._body, self._shadows, self._id)
             self._body = b""
-            if not (self._reads or self._copies.wanted):
-                self._collector = None
+            if not self._copies.wanted:  # all were dropped
+                self._copies = None
+                self._idle = self._uid is None
+                if not self._reads:
+                    self._collector = None
 
     def add(self, data: bytes) -> None:
         """More of the answer."""
+        if self._idle:
+            return
         self._events += data.count(_EVENT)
         self._tail = data if len(data) >= TAIL else (self._tail + data)[-TAIL:]
         if self._collector is not None:
@@ -119,6 +127,8 @@ class Watched:
 
     def ended(self, status: int, outcome: Outcome) -> None:
         """The request is over. To be called once."""
+        if self._idle:
+            return
         ending = self._ending(status, outcome)
         if self._uid is not None:
             self._watching.rollouts.ended(self._model, self._uid, ending, self._id)
