@@ -16,7 +16,7 @@ from gateway.api.exchange import Exchange, Receive, Scope, Send
 from gateway.api.inside import Application
 from gateway.wire import errors, sse
 
-_KEPT: Final = re.compile(r"/(?:v1/(?:files|batches|responses)|admin/(?:rollouts|shadows))(?:/|$)")
+_KEPT: Final = re.compile(r"/(?:v1/(?:files|batches|responses|feedback)|admin/(?:rollouts|shadows))(?:/|$)")
 _HOP: Final = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"expect", b"upgrade", b"te"})
 _OURS: Final = _HOP | {b"date", b"server"}
 _READ: Final = 1 << 16

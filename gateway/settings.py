@@ -43,16 +43,19 @@ def parse_size(text: str) -> int:
     return size
 
 
+_SECONDS_OF: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
 def parse_seconds(text: str) -> float:
-    """Seconds of ``1.5``, ``1.5s`` or ``200ms``.
+    """Seconds of ``1.5``, ``1.5s``, ``200ms``, ``10m``, ``6h`` or ``30d``.
 
     Raises:
         ValueError: the text is no duration of 0 or more.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s)?", text.strip().lower())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|h|d)?", text.strip().lower())
     if match is None:
-        raise ValueError(f"{text!r} is no duration: write 1.5, 1.5s or 200ms")
-    return float(match[1]) / (1000 if match[2] == "ms" else 1)
+        raise ValueError(f"{text!r} is no duration: write 1.5, 1.5s, 200ms, 10m, 6h or 30d")
+    return float(match[1]) / 1000 if match[2] == "ms" else float(match[1]) * _SECONDS_OF[match[2] or "s"]
 
 
 def _whole(text: str) -> int:

@@ -669,11 +669,8 @@ class Exchange:
             self._recording.failed(error)
         if error.headers.get("connection") == "close":
             self._keep_alive = False
-        self._client.write(
-            heads.error(
-                error, self.request_id, self._keep_alive, endpoints.fault_body(self.endpoint, error, self.request_id)
-            )
-        )
+        body = endpoints.fault_body(self.endpoint, error, self.request_id)
+        self._client.write(heads.error(error, self.request_id, self.variant, self._keep_alive, body))
         self._end(error.status, outcome_of(error.status))
         self._client.done(not self._keep_alive)
 

@@ -92,9 +92,9 @@ def beginning(lines: bytes, request_id: bytes, variant: bytes, *, chunked: bool,
     )  # fmt: skip
 
 
-def error(fault: errors.ApiError, request_id: bytes, keep_alive: bool, body: bytes) -> bytes:
+def error(fault: errors.ApiError, request_id: bytes, variant: bytes, keep_alive: bool, body: bytes) -> bytes:
     """A whole answer that is an error, with its ``body``."""
-    extra = dict(fault.headers)
+    extra = {"x-penstock-variant": variant.decode(), **fault.headers}
     if not keep_alive:
         extra["connection"] = "close"
     lines = "".join(f"{name}: {value}\r\n" for name, value in extra.items()).encode()

@@ -222,12 +222,15 @@ def test_any_text_is_a_size_or_refused(text: str) -> None:
         assert "write 2GiB" in str(error)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("1", 1.0), ("1.5s", 1.5), ("200ms", 0.2), (".25", 0.25), ("0", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1", 1.0), ("1.5s", 1.5), ("200ms", 0.2), (".25", 0.25), ("0", 0.0), ("2m", 120.0), ("1.5h", 5400.0)],
+)
 def test_durations(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1m", "inf", "nan", "1e3"])
+@pytest.mark.parametrize("text", ["", "-1", "1y", "inf", "nan", "1e3"])
 def test_no_durations(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         parse_seconds(text)
