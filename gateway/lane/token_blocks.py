@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 from gateway.fleet.kv_events import Stored
+from gateway.lane.block_names import BlockNames
 from scheduler.prefix_index import PrefixIndex, chain
 
 
@@ -45,7 +46,7 @@ class CachedBlocks:
         self._index_of = index_of
         self._index: PrefixIndex | None = None
         self._block_tokens = 0
-        self._ours: dict[int, int] = {}
+        self._ours = BlockNames()
         self._further: dict[int, int] = {}  # copies beside the first
         self.strange = 0
         """Blocks that could not be understood: without tokens, or of another size than the first."""
@@ -65,9 +66,8 @@ class CachedBlocks:
             self.strange += len(hashes)
             return
         for block, our in zip(hashes, made, strict=True):
-            if block in ours:
+            if ours.put(block, our):
                 self._further[block] = self._further.get(block, 0) + 1
-            ours[block] = our
         if not index.stored(self._name, chain(made)):
             self._forget()  # more than it can hold
 
