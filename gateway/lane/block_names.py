@@ -81,7 +81,8 @@ class BlockNames:
 
     def _hold(self, arrays: list[Any]) -> None:
         self._arrays = arrays
-        self._keys, self._ours = map(memoryview, arrays)
+        self._keys: Any = memoryview(arrays[0])
+        self._ours: Any = memoryview(arrays[1])
         self._mask = len(arrays[0]) - 1
         self._most = int(_FULLEST * len(arrays[0]))
 
