@@ -2,7 +2,7 @@
 
 Names are those of OpenTelemetry's GenAI conventions where there is one, without the prefix, because SQL doesn't like
 dots: `ATTRIBUTES` has the full ones. On disk a record is a msgpack array, so that a field is known by its place and
-costs no name: encoding one with 5 kB of text takes 0.7 µs (Xeon, Python 3.11), its JSON 5 µs.
+costs no name: encoding one with 5 kB of text takes 0.7 µs (EPYC, Python 3.11), its JSON 5 µs.
 
 Versions: the first three fields stay what they are for ever, because recovery reads them alone. New fields are added at
 the end, of `Record` as of its parts, with a default; none is removed, renamed or moved. Then an old reader skips what

@@ -127,7 +127,7 @@ class Log:
     def begin(self, request_id: str, body: bytes) -> None:
         """A request was let in. ``body``: its record as it is now, and for ever if this process is killed."""
         self._begun.add(request_id)
-        self._add(Entry(Kind.BEGIN, request_id, self._header(Kind.BEGIN, body), body, None))
+        self._add((Kind.BEGIN, request_id, self._header(Kind.BEGIN, body), body, None))
 
     def append(self, request_id: str, body: bytes, done: Done | None = None) -> None:
         """A request has ended. ``body``: its record.
@@ -138,11 +138,11 @@ class Log:
             done: is called once the record is durable, with True; or with False where the disk doesn't take it now:
                 then it waits in the backlog, or is lost. Either way the answer's last byte may go out.
         """
-        self._add(Entry(Kind.RECORD, request_id, self._header(Kind.RECORD, body), body, done))
+        self._add((Kind.RECORD, request_id, self._header(Kind.RECORD, body), body, done))
 
     def feedback(self, request_id: str, body: bytes, done: Done | None = None) -> None:
         """Somebody thinks something of an answer. As `append`."""
-        self._add(Entry(Kind.FEEDBACK, request_id, self._header(Kind.FEEDBACK, body), body, done))
+        self._add((Kind.FEEDBACK, request_id, self._header(Kind.FEEDBACK, body), body, done))
 
     def close(self) -> None:
         """Write what waits, for a few seconds at most, and close the segment. May block: it is the end."""
@@ -199,13 +199,14 @@ class Log:
 
     def _settle(self, entries: Sequence[Entry], released: bool = False) -> None:
         """``entries`` are written: say so to whom still waits."""
-        for entry in entries:
-            if entry[0] != Kind.BEGIN:
-                self.records += 1
-                if entry[0] == Kind.RECORD:
-                    self._begun.discard(entry[1])
-                if entry[4] is not None and not released:
-                    _tell(entry[4], True)
+        for kind, request_id, _, _, done in entries:
+            if kind == Kind.BEGIN:
+                continue
+            self.records += 1
+            if kind == Kind.RECORD:
+                self._begun.discard(request_id)
+            if done is not None and not released:
+                _tell(done, True)
 
     def _hand(self, batch: _Batch) -> None:
         """Have the thread write ``batch``."""
@@ -223,14 +224,14 @@ class Log:
             self._thread.start()
 
     def _lose(self, batch: _Batch) -> None:
-        for entry in batch.entries:
-            if entry.kind == Kind.BEGIN:
-                self._begun.discard(entry.request_id)  # so that its end, if it is lost as well, isn't looked for
+        for kind, request_id, *_ in batch.entries:
+            if kind == Kind.BEGIN:
+                self._begun.discard(request_id)  # so that its end, if it is lost as well, isn't looked for
                 continue
             self._lost += 1
-            if entry.kind == Kind.RECORD and entry.request_id in self._begun:  # its beginning is, or will be, written
-                self._begun.discard(entry.request_id)
-                self._writer.forget(entry.request_id)
+            if kind == Kind.RECORD and request_id in self._begun:  # its beginning is, or will be, written
+                self._begun.discard(request_id)
+                self._writer.forget(request_id)
         _release(batch)
 
     def _work(self) -> None:
@@ -350,9 +351,9 @@ def _release(batch: _Batch) -> None:
     if batch.released:
         return
     batch.released = True
-    for entry in batch.entries:
-        if entry[4] is not None:
-            _tell(entry[4], False)
+    for *_, done in batch.entries:
+        if done is not None:
+            _tell(done, False)
 
 
 def _tell(done: Done, written: bool) -> None:

@@ -10,8 +10,9 @@ from typing import Final
 from flywheel.log.folder import closed_path, open_path, sync_folder
 from flywheel.log.frame import Salt
 
-# Room is reserved ahead where each commit is synced: a commit that makes a file longer waits for the file system's
-# journal as well. 64 records of 5 kB, ext4 on a virtual disk: 0.5 ms with it, 2.3 ms without.
+# Room is reserved ahead. A synced commit that makes a file longer waits for the file system's journal as well: 64
+# records of 5 kB on ext4 on a virtual disk take 0.5 ms with it, 2.3 ms without. What is not synced is cheaper, too: 1.1
+# µs a record instead of 1.7 µs.
 _AHEAD: Final = 16 << 20
 _MOST_PIECES: Final = 1024  # IOV_MAX
 
@@ -60,8 +61,7 @@ class SegmentFile:
         Raises:
             OSError: none counts; it can be tried again.
         """
-        if self._durable:
-            self._reserve(self.size + sum(map(len, pieces)))
+        self._reserve(self.size + sum(map(len, pieces)))
         place = self.size
         for first in range(0, len(pieces), _MOST_PIECES):
             place += self._write(pieces[first : first + _MOST_PIECES], place)

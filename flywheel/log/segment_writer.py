@@ -8,7 +8,7 @@ import errno
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from flywheel.log.folder import Place, segments, take_first
 from flywheel.log.frame import HEADER_SIZE, Kind, Salt
@@ -23,14 +23,9 @@ _PASSING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EINTR, errno.EAGAIN)
 Done = Callable[[bool], None]
 
 
-class Entry(NamedTuple):
-    """A frame that is to be written. ``done`` is told whether it was."""
-
-    kind: int
-    request_id: str
-    header: bytes
-    body: bytes
-    done: Done | None
+# A frame that is to be written: its kind, the request, header, body, and who is told whether it was. A plain tuple: a
+# named one takes 0.2 µs longer to make.
+Entry = tuple[int, str, bytes, bytes, Done | None]
 
 
 class SegmentWriter:
@@ -79,19 +74,19 @@ class SegmentWriter:
         if now >= self._look_at:
             self._look(now)
         file = self._file or self.open(now)
-        pieces = [piece for entry in entries for piece in entry[2:4]]
+        pieces = [piece for _, _, header, body, _ in entries for piece in (header, body)]
         try:
             file.append(pieces)
         except OSError as error:
             if error.errno not in _PASSING:
                 self._leave(file)
             raise
-        for entry in entries:
-            if entry[0] == Kind.RECORD:
-                self._open.pop(entry[1], None)
+        for kind, request_id, _, body, _ in entries:
+            if kind == Kind.RECORD:
+                self._open.pop(request_id, None)
                 self._records += 1
-            elif entry[0] == Kind.BEGIN:
-                self._open[entry[1]] = entry[3]
+            elif kind == Kind.BEGIN:
+                self._open[request_id] = body
         if self._forgotten:
             self._forget()
         if file.size >= self._segment_bytes or now - self._opened >= self._segment_seconds:

@@ -9,10 +9,12 @@ from flywheel.log.frame import HEADER_SIZE, START_SIZE, Frames, Kind, NotASegmen
 SALT = Salt(0xC0FFEE)
 BODIES = [b"first", b"", b"third" * 100, b"\xf5P\x02\x00" * 7, b"last"]
 
-frames = st.lists(st.tuples(st.sampled_from(list(Kind)), st.binary(max_size=40)), max_size=8)
+frames = st.lists(
+    st.tuples(st.sampled_from([Kind.BEGIN, Kind.RECORD, Kind.FEEDBACK]), st.binary(max_size=40)), max_size=8
+)
 
 
-def segment(written: list[tuple[Kind, bytes]], salt: Salt = SALT) -> bytes:
+def segment(written: list[tuple[int, bytes]], salt: Salt = SALT) -> bytes:
     return salt.start() + b"".join(salt.header(kind, body) + body for kind, body in written)
 
 
@@ -21,7 +23,7 @@ def bodies(data: bytes) -> list[bytes]:
 
 
 @given(frames, st.integers(0, 2**32 - 1))
-def test_what_was_written_is_read(written: list[tuple[Kind, bytes]], number: int) -> None:
+def test_what_was_written_is_read(written: list[tuple[int, bytes]], number: int) -> None:
     data = segment(written, Salt(number))
     found = Frames(data)
     assert [(frame.kind, frame.body) for frame in found] == written
@@ -29,7 +31,7 @@ def test_what_was_written_is_read(written: list[tuple[Kind, bytes]], number: int
 
 
 @given(frames, st.integers(0, 400), st.binary(max_size=30) | st.integers(0, 100).map(bytes))
-def test_a_torn_tail_is_no_frame(written: list[tuple[Kind, bytes]], cut: int, rubbish: bytes) -> None:
+def test_a_torn_tail_is_no_frame(written: list[tuple[int, bytes]], cut: int, rubbish: bytes) -> None:
     data = segment(written)
     kept = max(START_SIZE, len(data) - cut)
     whole = [0]

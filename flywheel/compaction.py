@@ -1,0 +1,259 @@
+"""How do closed segments become rows of the table, each record once, whenever this is interrupted?
+
+The commit that adds a segment's records also says that it did (`flywheel.table`); the segment is deleted only then. Who
+is killed before the commit has left files that no version of the table knows; who is killed after it has left segments
+that the table has, which are not read again. A writer's newest segment is never deleted: its number is where the writer
+goes on counting, and a number that came twice would be taken for what the table has already.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import duckdb
+import msgspec
+
+from flywheel.columns import FEEDBACK_COLUMNS, RECORD_COLUMNS, Column, day_of, rows_to_batch
+from flywheel.log.folder import Segment, segments, take, writer_folders
+from flywheel.log.frame import Frames, Kind, NotASegmentError
+from flywheel.log.recovery import recover
+from flywheel.record import Feedback, Record, decode_feedback, decode_record
+from flywheel.table import Part, Table
+
+log = logging.getLogger(__name__)
+
+_BATCH: Final = 400  # rows of an Arrow batch: the quickest to make, see `rows_to_batch`
+_CHUNK: Final = 128 << 20  # bytes of segments that one commit takes; there are two at a time in memory
+
+Item = Record | Feedback
+
+
+class Compacted(NamedTuple):
+    """What went into the table. ``unreadable``: frames that could not be decoded; their segments are put aside."""
+
+    segments: int = 0
+    records: int = 0
+    feedback: int = 0
+    bytes: int = 0
+    unreadable: int = 0
+
+
+class BusyError(Exception):
+    """Somebody else compacts this log now."""
+
+
+def records_table(folder: Path) -> Table:
+    """The table of a log's records."""
+    return Table(folder / "table", RECORD_COLUMNS)
+
+
+def feedback_table(folder: Path) -> Table:
+    """The table of what was thought of them."""
+    return Table(folder / "feedback", FEEDBACK_COLUMNS, ("day",))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only one who changes a log's tables.
+
+    Raises:
+        BusyError: somebody else is.
+        OSError: there is no such log, or it can't be written.
+    """
+    file = os.open(folder / "table.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BusyError(f"{folder}: another process is at work on the table") from None
+    finally:
+        os.close(file)
+
+
+def compact(
+    folder: Path,
+    *,
+    chunk_bytes: int = _CHUNK,
+    change: Callable[[Item], None] | None = None,
+    progress: Callable[[Compacted], None] | None = None,
+) -> Compacted:
+    """Bring all closed segments of a log into its tables, those that dead writers left open too.
+
+    Args:
+        folder: the log's.
+        chunk_bytes: how many bytes of segments a commit takes, at most by one segment more.
+        change: what is to be done to a record, or to feedback, before it gets there.
+        progress: is told after each commit what has been done so far.
+
+    Raises:
+        BusyError: another process does the same.
+        OSError, duckdb.Error, deltalake.exceptions.DeltaError: it can't be written. Nothing is lost, it can be tried
+            again.
+    """
+    with alone(folder), duckdb.connect() as database, ThreadPoolExecutor(1) as thread:
+        database.execute("SET preserve_insertion_order = false")
+        for writer in writer_folders(folder):
+            _recover_if_left(writer)
+        done = Compacted()
+        writing: Future[Compacted] | None = None
+        for chunk in _chunks(waiting(folder), chunk_bytes):
+            rows = _read(folder, chunk, change or _leave)  # while DuckDB writes the last ones
+            if writing is not None:
+                done = _added(done, writing.result(), progress)
+            writing = thread.submit(_write, folder, rows, database)
+        if writing is not None:
+            done = _added(done, writing.result(), progress)
+        waiting(folder)  # deletes what is in the table now
+        return done
+
+
+def _added(done: Compacted, more: Compacted, progress: Callable[[Compacted], None] | None) -> Compacted:
+    done = Compacted(*(a + b for a, b in zip(done, more, strict=True)))
+    if progress is not None:
+        progress(done)
+    return done
+
+
+def _leave(item: Item) -> None:
+    """Nothing is to be done to it."""
+
+
+def _recover_if_left(writer: Path) -> None:
+    place = take(writer)
+    if place is not None:
+        try:
+            recover(writer)
+        finally:
+            place.release()
+
+
+def waiting(folder: Path) -> list[Segment]:
+    """Closed segments that are not in the table, in each writer's order. Others that are closed are deleted."""
+    found: list[Segment] = []
+    for writer in writer_folders(folder):
+        all_of_it = segments(writer)
+        if not all_of_it:
+            continue
+        done = records_table(folder).done([all_of_it[0].writer])[all_of_it[0].writer]
+        for segment in all_of_it:
+            if not segment.closed:
+                break  # what follows has to wait: the table knows only up to which number it has them
+            if segment.number > done:
+                found.append(segment)
+            elif segment != all_of_it[-1]:
+                segment.path.unlink(missing_ok=True)
+    return found
+
+
+def _chunks(found: Sequence[Segment], chunk_bytes: int) -> Iterator[list[Segment]]:
+    chunk: list[Segment] = []
+    size = 0
+    for segment in found:
+        chunk.append(segment)
+        size += segment.path.stat().st_size
+        if size >= chunk_bytes:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Rows:
+    """Rows on their way into a table, by partition."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._columns = columns
+        self._waiting: defaultdict[tuple[int, str], list[Item]] = defaultdict(list)
+        self._parts: dict[tuple[int, str], Part] = {}
+        self.count = 0
+
+    def add(self, item: Item) -> None:
+        key = (item.received // 86_400_000_000, item.model if isinstance(item, Record) else "")
+        rows = self._waiting[key]
+        rows.append(item)
+        self.count += 1
+        if len(rows) >= _BATCH:
+            self._convert(key)
+
+    def parts(self) -> list[Part]:
+        for key in list(self._waiting):
+            self._convert(key)
+        return list(self._parts.values())
+
+    def _convert(self, key: tuple[int, str]) -> None:
+        rows = self._waiting.pop(key)
+        first, last = min(row.received for row in rows), max(row.received for row in rows)
+        batch = rows_to_batch(rows, self._columns)
+        part = self._parts.get(key) or Part(day_of(first), key[1], [], first, last)
+        batches = [*part.batches, batch]
+        self._parts[key] = Part(part.day, part.model, batches, min(part.first, first), max(part.last, last))
+
+
+class _Read(NamedTuple):
+    """What is to be written: rows, and up to which number they have each writer's segments."""
+
+    records: _Rows
+    feedback: _Rows
+    numbers: dict[str, int]
+    done: Compacted
+
+
+def _read(folder: Path, chunk: Sequence[Segment], change: Callable[[Item], None]) -> _Read:
+    """The rows of some segments."""
+    numbers = {segment.writer: segment.number for segment in chunk}
+    has_feedback = feedback_table(folder).done(numbers)
+    records, feedback = _Rows(RECORD_COLUMNS), _Rows(FEEDBACK_COLUMNS)
+    seen: set[str] = set()
+    size = unreadable = 0
+    for segment in chunk:
+        wrong = 0
+        size += segment.path.stat().st_size
+        for kind, body in _frames(segment):
+            try:
+                if kind == Kind.RECORD:
+                    record = decode_record(body)
+                    if record.request_id not in seen:  # an error of the device can leave one in two segments
+                        seen.add(record.request_id)
+                        change(record)
+                        records.add(record)
+                elif kind == Kind.FEEDBACK and segment.number > has_feedback[segment.writer]:
+                    opinion = decode_feedback(body)
+                    change(opinion)
+                    feedback.add(opinion)
+            except msgspec.DecodeError:
+                wrong += 1
+        if wrong:
+            unreadable += wrong
+            aside = segment.path.with_suffix(".unreadable")
+            log.error("%d frames of a segment can't be read; a copy of it is kept: %s", wrong, aside)
+            shutil.copyfile(segment.path, aside)
+    return _Read(records, feedback, numbers, Compacted(len(chunk), records.count, feedback.count, size, unreadable))
+
+
+def _frames(segment: Segment) -> Iterator[tuple[int, bytes]]:
+    """A closed segment's frames. Something else that has its name is one frame that nobody can read."""
+    with segment.path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            try:
+                for frame in Frames(data):
+                    yield frame.kind, frame.body
+            except NotASegmentError:
+                yield Kind.RECORD, b""
+
+
+def _write(folder: Path, rows: _Read, database: duckdb.DuckDBPyConnection) -> Compacted:
+    """One commit for each table. Feedback goes first: then who has the records has both."""
+    if rows.feedback.count:
+        feedback_table(folder).add(rows.feedback.parts(), rows.numbers, database)
+    records_table(folder).add(rows.records.parts(), rows.numbers, database)
+    return rows.done

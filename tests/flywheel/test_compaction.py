@@ -1,0 +1,285 @@
+"""`flywheel.compaction`: each record is in the table once, whatever was interrupted when."""
+
+import asyncio
+import datetime
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from deltalake import DeltaTable
+
+from flywheel.compaction import BusyError, Compacted, alone, compact, feedback_table, records_table, waiting
+from flywheel.log import Log
+from flywheel.log.folder import closed_path, open_path, segments, writer_folders
+from flywheel.log.frame import Kind, Salt
+from flywheel.log.reading import all_segments
+from flywheel.record import VERSION, Content, Feedback, Record, encode
+from flywheel.table import Table
+from tests.flywheel.log.driving import append, begin, record, with_text
+
+LATER = datetime.date(2100, 1, 1)
+
+
+def write(folder: Path, *items: Record | Feedback, segment_bytes: int = 64 << 20) -> None:
+    """Log ``items``, and close the log."""
+
+    async def run() -> None:
+        log = Log(folder, segment_bytes=segment_bytes)
+        log.start()
+        for item in items:
+            if isinstance(item, Record):
+                assert await append(log, item)
+            else:
+                log.feedback(item.request_id, encode(item))
+        log.close()
+
+    asyncio.run(run())
+
+
+def read(table: Table, what: str = "request_id") -> list[Any]:
+    """A column of a table, as anybody would read it, in order."""
+    found = table.open()
+    if found is None or not found.file_uris():
+        return []
+    types = "{'day': DATE, 'model': VARCHAR}" if "model=" in found.file_uris()[0] else "{'day': DATE}"
+    rows = duckdb.execute(
+        f"SELECT {what} FROM read_parquet(?, hive_partitioning = true, hive_types = {types}) ORDER BY received",
+        [found.file_uris()],
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def names(*numbers: int) -> list[str]:
+    return [f"req_{number}" for number in numbers]
+
+
+def test_records_and_feedback_go_to_their_tables(tmp_path: Path) -> None:
+    write(tmp_path, record(1), Feedback(VERSION, "req_1", 7, 0.5, "good"), record(2))
+    assert compact(tmp_path)[:3] == (1, 2, 1)
+    assert read(records_table(tmp_path)) == names(1, 2)
+    assert read(feedback_table(tmp_path), "label") == ["good"]
+    assert compact(tmp_path) == Compacted()
+
+
+def test_a_chunk_is_a_commit_and_segments_go_with_it(tmp_path: Path) -> None:
+    write(tmp_path, *(with_text(number, 100) for number in range(20)), segment_bytes=500)
+    count = len(all_segments(tmp_path))
+    assert count > 3
+    told: list[Compacted] = []
+    assert compact(tmp_path, chunk_bytes=600, progress=told.append).records == 20
+    assert len(told) > 1
+    assert [one.records for one in told] == sorted(one.records for one in told)
+    assert read(records_table(tmp_path)) == names(*range(20))
+    assert [segment.number for segment in all_segments(tmp_path)] == [count]  # the newest stays, for its number
+
+
+def test_numbers_go_on_after_compaction(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path, record(number))
+        assert compact(tmp_path).records == 1
+    assert read(records_table(tmp_path)) == names(0, 1, 2, 3)
+
+
+def test_segments_that_outlived_their_commit_are_not_taken_twice(tmp_path: Path) -> None:
+    """The process was killed between the commit and the deletion."""
+    write(tmp_path, *map(record, range(6)), segment_bytes=300)
+    shutil.copytree(tmp_path / "segments", tmp_path / "before")
+    compact(tmp_path)
+    shutil.rmtree(tmp_path / "segments")
+    (tmp_path / "before").rename(tmp_path / "segments")
+    assert compact(tmp_path).records == 0
+    assert read(records_table(tmp_path)) == names(*range(6))
+    assert len(all_segments(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("table", ["table", "feedback"])
+def test_a_commit_that_fails_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    write(tmp_path, record(1), Feedback(VERSION, "req_1", 7, 0.5, "good"))
+    commit = DeltaTable.create_write_transaction
+
+    def fail(self: DeltaTable, *args: Any, **more: Any) -> None:
+        if Path(self.table_uri.removeprefix("file://")).name == table:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        commit(self, *args, **more)
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", fail)
+    with pytest.raises(OSError, match="No space"):
+        compact(tmp_path)
+    monkeypatch.undo()
+    compact(tmp_path)
+    assert read(records_table(tmp_path)) == names(1)
+    assert read(feedback_table(tmp_path), "label") == ["good"]
+    assert records_table(tmp_path).vacuum() == (1 if table == "table" else 0)  # what the failed one left
+
+
+def test_whoever_compacted_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even without the lock, on a file system that has none: the second commit of the same segments is refused."""
+    write(tmp_path, record(1))
+    opened = Table.open
+
+    def behind(self: Table) -> DeltaTable | None:
+        found = opened(self)
+        if found is not None and found.version() > 0:
+            found.load_as_version(0)
+        return found
+
+    shutil.copytree(tmp_path / "segments", tmp_path / "before")
+    compact(tmp_path)
+    shutil.rmtree(tmp_path / "segments")
+    (tmp_path / "before").rename(tmp_path / "segments")
+    monkeypatch.setattr(Table, "open", behind)
+    with pytest.raises(Exception, match=r"[Cc]oncurrent"):
+        compact(tmp_path)
+    monkeypatch.undo()
+    assert read(records_table(tmp_path)) == names(1)
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(BusyError, match="another process"):
+        compact(tmp_path)
+    compact(tmp_path)
+
+
+def test_what_is_written_now_waits_and_what_a_dead_process_left_does_not(tmp_path: Path) -> None:
+    async def run() -> None:
+        log = Log(tmp_path)
+        log.start()
+        begin(log, record(1, outcome="aborted"))
+        assert await append(log, record(2))
+        assert compact(tmp_path).records == 0
+        log.close()
+        closed_path(writer_folders(tmp_path)[0], 1).rename(open_path(writer_folders(tmp_path)[0], 1))
+
+    asyncio.run(run())
+    assert compact(tmp_path).records == 2
+    assert read(records_table(tmp_path), "outcome") == ["aborted", "ok"]
+
+
+def test_what_follows_an_open_segment_waits(tmp_path: Path) -> None:
+    """A segment that could not be closed: the table counts in order, and would take it for done."""
+
+    async def run() -> None:
+        log = Log(tmp_path, segment_bytes=1)
+        log.start()
+        for number in range(3):
+            assert await append(log, record(number))
+        (folder,) = writer_folders(tmp_path)
+        closed_path(folder, 2).rename(open_path(folder, 2))
+        assert [segment.number for segment in waiting(tmp_path)] == [1]
+        assert compact(tmp_path).records == 1
+        log.close()
+
+    asyncio.run(run())
+    assert compact(tmp_path).records == 2
+    assert read(records_table(tmp_path)) == names(0, 1, 2)
+
+
+def test_a_segment_without_records_is_done_too(tmp_path: Path) -> None:
+    write(tmp_path)
+    assert compact(tmp_path)[:2] == (1, 0)
+    assert waiting(tmp_path) == []
+
+
+MODELS = ("chat", "a/b c%é=1", "", "..", "it's")
+
+
+def test_every_day_and_model_has_a_partition(tmp_path: Path) -> None:
+    day = 86_400_000_000
+    items = [
+        Record(VERSION, f"req_{number}_{model}", (20_000 + number) * day, model=model)
+        for number in range(2)
+        for model in MODELS
+    ]
+    write(tmp_path, *items)
+    assert compact(tmp_path).records == 10
+    files = records_table(tmp_path).files()
+    assert sorted((str(file.day), file.model, file.rows) for file in files) == sorted(
+        (day, model, 1) for day in ("2024-10-04", "2024-10-05") for model in MODELS
+    )
+    assert sorted(read(records_table(tmp_path), "coalesce(model, '')")) == sorted([*MODELS, *MODELS])
+    table = DeltaTable(str(tmp_path / "table"))  # what anybody else opens
+    assert table.count() == 10
+
+
+def test_what_cannot_be_read_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, record(1))
+    (folder,) = writer_folders(tmp_path)
+    salt = Salt()
+    odd = closed_path(folder, 2)
+    odd.write_bytes(salt.start() + salt.header(Kind.RECORD, b"odd") + b"odd" + salt.header(99, b"new") + b"new")
+    closed_path(folder, 3).write_bytes(b"something else entirely")
+    closed_path(folder, 4).write_bytes(b"")
+    found = compact(tmp_path)
+    assert (found.segments, found.records, found.unreadable) == (4, 1, 2)
+    assert sorted(path.stem for path in folder.glob("*.unreadable")) == ["0000000002", "0000000003"]
+    assert "can't be read" in caplog.text
+
+
+def test_one_that_is_in_two_segments_is_taken_once(tmp_path: Path) -> None:
+    """An error of the device, and the old segment could not be cut."""
+    write(tmp_path, record(1), record(2), record(1))
+    assert compact(tmp_path).records == 2
+    assert read(records_table(tmp_path)) == names(1, 2)
+
+
+def test_a_record_can_be_changed_on_its_way(tmp_path: Path) -> None:
+    def forget(item: Record | Feedback) -> None:
+        if isinstance(item, Record) and item.user == "gone":
+            item.content = None
+
+    write(tmp_path, record(1, user="gone", content=Content("full", b"x")), record(2, content=Content("full", b"y")))
+    compact(tmp_path, change=forget)
+    assert read(records_table(tmp_path), "input") == [None, "y"]
+
+
+def test_the_tables_log_has_no_pieces_of_texts(tmp_path: Path) -> None:
+    write(tmp_path, record(1, user="someone", content=Content("full", b"secret")))
+    compact(tmp_path)
+    records_table(tmp_path).merge_small_files(before=LATER)
+    log = "".join(path.read_text() for path in (tmp_path / "table" / "_delta_log").glob("*.json"))
+    assert "secret" not in log
+    assert "someone" not in log
+    assert "2026-09-21T14:13:20" in log
+
+
+def test_small_files_are_merged_and_vacuumed(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path, record(number))
+        compact(tmp_path)
+    table = records_table(tmp_path)
+    assert len(table.files()) == 4
+    assert table.merge_small_files(before=table.files()[0].day) == 0  # today's are still coming
+    assert table.merge_small_files(before=LATER) == 4
+    assert len(table.files()) == 1
+    assert table.vacuum() == 4
+    assert len(list((tmp_path / "table").rglob("*.parquet"))) == 1
+    assert read(table) == names(0, 1, 2, 3)
+    write(tmp_path, record(4))
+    assert compact(tmp_path).records == 1
+    assert len(read(table)) == 5
+
+
+def test_rows_and_days_can_be_removed(tmp_path: Path) -> None:
+    write(tmp_path, *(record(number, user=f"u{number}") for number in range(3)))
+    compact(tmp_path)
+    table = records_table(tmp_path)
+    table.blank("\"user\" = 'u1'", {"user": "''", "input": "null"})
+    assert read(table, '"user"') == ["u0", "", "u2"]
+    table.delete("day < '2026-09-22'")
+    assert read(table) == []
+    table.vacuum()
+    assert not list((tmp_path / "table").rglob("*.parquet"))
+    assert compact(tmp_path).records == 0  # what the table had of the log, it still knows
+
+
+def test_a_table_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    table = records_table(tmp_path)
+    calls: list[Callable[[], Any]] = [table.files, table.vacuum, lambda: table.merge_small_files(LATER)]
+    assert [call() for call in calls] == [[], 0, 0]
+    table.delete("true")
+    table.blank("true", {})
+    assert segments(tmp_path) == []
