@@ -53,6 +53,11 @@ COMMANDS = {
         "Show the rollouts of a running server: what is known of each canary, and what is missing until it gets more "
         "traffic; promote one, roll it back, hold it or begin it again.",
     ),
+    "log": Command(
+        "flywheel.command",
+        "look at the request log, or look after it",
+        "The request log: ask it with SQL, follow it, export it, compact it, erase a user.",
+    ),
     "bench": Command(
         "bench.cli",
         "measure an endpoint under load, or simulate one",

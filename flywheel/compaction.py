@@ -2,8 +2,8 @@
 
 The commit that adds a segment's records also says that it did (`flywheel.table`); the segment is deleted only then. Who
 is killed before the commit has left files that no version of the table knows; who is killed after it has left segments
-that the table has, which are not read again. A writer's newest segment is never deleted: its number is where the writer
-goes on counting, and a number that came twice would be taken for what the table has already.
+that the table has, which are not read again. A writer's newest segment is emptied instead: its number is where the
+writer goes on counting, and a number that came twice would be taken for what the table has already.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ import msgspec
 
 from flywheel.columns import FEEDBACK_COLUMNS, RECORD_COLUMNS, Column, day_of, rows_to_batch
 from flywheel.log.folder import Segment, segments, take, writer_folders
-from flywheel.log.frame import Frames, Kind, NotASegmentError
+from flywheel.log.frame import START_SIZE, Frames, Kind, NotASegmentError
 from flywheel.log.recovery import recover
 from flywheel.record import Feedback, Record, decode_feedback, decode_record
 from flywheel.table import Part, Table
@@ -136,7 +136,7 @@ def _recover_if_left(writer: Path) -> None:
 
 
 def waiting(folder: Path) -> list[Segment]:
-    """Closed segments that are not in the table, in each writer's order. Others that are closed are deleted."""
+    """Closed segments that are not in the table, in each writer's order. What the table has of others is deleted."""
     found: list[Segment] = []
     for writer in writer_folders(folder):
         all_of_it = segments(writer)
@@ -150,6 +150,8 @@ def waiting(folder: Path) -> list[Segment]:
                 found.append(segment)
             elif segment != all_of_it[-1]:
                 segment.path.unlink(missing_ok=True)
+            elif segment.path.stat().st_size > START_SIZE:
+                os.truncate(segment.path, START_SIZE)
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import time
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import duckdb
 import msgspec
@@ -22,7 +22,7 @@ from arro3.core import RecordBatch
 from arro3.core import Table as Rows
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties
 from deltalake.exceptions import TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from flywheel.columns import PARTITIONS, Column, schema
 from flywheel.log.folder import sync_folder
@@ -45,13 +45,27 @@ class Part(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file of the table. ``day`` and ``model``: its partition; ``size`` in bytes."""
+    """A file of the table. ``path``: from the table's folder; ``day`` and ``model``: its partition; ``size`` in bytes.
+
+    ``stats``: what Delta keeps of its statistics, as JSON.
+    """
 
     path: str
     day: datetime.date
     model: str
     size: int
     rows: int
+    stats: str
+
+    def values(self, partitions: Iterable[str]) -> dict[str, str | None]:
+        """Of the partition, as Delta has them."""
+        return partition_values(self.day, self.model, partitions)
+
+
+def partition_values(day: datetime.date, model: str, partitions: Iterable[str]) -> dict[str, str | None]:
+    """What Delta calls a partition: its columns' values, as texts."""
+    known: dict[str, str | None] = {"day": day.isoformat(), "model": model or None}
+    return {name: known[name] for name in partitions}
 
 
 class Table:
@@ -113,11 +127,31 @@ class Table:
         if table is not None:
             table.delete(predicate)
 
-    def blank(self, predicate: str, columns: Mapping[str, str]) -> None:
-        """Set ``columns`` to SQL expressions where ``predicate`` is true; files are written anew for it."""
+    def blank(self, predicate: str, columns: Mapping[str, str], database: duckdb.DuckDBPyConnection) -> int:
+        """Set ``columns`` to SQL expressions where ``predicate`` is true, in files that are written anew; how many.
+
+        Not with deltalake's own update: that notes the predicate in the table's log, and so the name in it.
+        """
         table = self.open()
-        if table is not None:
-            table.update(predicate=predicate, updates=dict(columns), writer_properties=_WRITER)
+        known = {} if table is None else {str(self._path / file.path): file for file in _files(table)}
+        if table is None or not known:
+            return 0
+        paths = ", ".join(map(literal, known))
+        rows = f"read_parquet([{paths}], filename = true, union_by_name = true, hive_partitioning = false)"
+        affected = database.execute(f"SELECT DISTINCT filename FROM {rows} WHERE {predicate}").fetchall()
+        blanked = ", ".join(
+            f'CASE WHEN {predicate} THEN {value} ELSE "{name}" END AS "{name}"' for name, value in columns.items()
+        )
+        actions: list[AddAction | RemoveAction] = []
+        for (path,) in affected:
+            file = known[path]
+            query = f"SELECT * REPLACE ({blanked}) FROM read_parquet({literal(path)}, hive_partitioning = false)"
+            actions.append(RemoveAction(file.path, True, int(time() * 1000), file.size, file.values(self._partitions)))
+            actions.append(self._copy(query, file.values(self._partitions), file.stats, database))
+        if actions:
+            table.create_write_transaction(actions, "append", table.schema(), self._partitions)
+            self._sync([self._path / action.path for action in actions if isinstance(action, AddAction)])
+        return len(affected)
 
     def merge_small_files(self, before: datetime.date) -> int:
         """Make few large files of many small ones in partitions of days before ``before``; how many are gone."""
@@ -142,28 +176,33 @@ class Table:
 
     def _write(self, part: Part, database: duckdb.DuckDBPyConnection) -> AddAction:
         """Write one file."""
-        values: dict[str, str | None] = {"day": part.day.isoformat(), "model": part.model or None}
-        values = {name: values[name] for name in self._partitions}
-        folder = "/".join(f"{name}={_NOWHERE if v is None else quote(v, safe='')}" for name, v in values.items())
-        name = f"{folder}/part-{uuid.uuid4()}.zstd.parquet"
-        path = self._path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        database.register("rows_to_write", Rows.from_batches(part.batches))
-        try:
-            database.execute(
-                f"COPY (SELECT * EXCLUDE ({', '.join(self._partitions)}) FROM rows_to_write) TO {literal(str(path))} "
-                f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {_ROW_GROUP})"
-            )
-        finally:
-            database.unregister("rows_to_write")
+        values = partition_values(part.day, part.model, self._partitions)
         statistics = {
             "numRecords": sum(batch.num_rows for batch in part.batches),
             "minValues": {"received": _time(part.first)},
             "maxValues": {"received": _time(part.last)},
             "nullCount": {"received": 0},
         }
-        stats = msgspec.json.encode(statistics).decode()
-        return AddAction(name, path.stat().st_size, values, int(time() * 1000), True, stats)
+        database.register("rows_to_write", Rows.from_batches(part.batches))
+        try:
+            query = f"SELECT * EXCLUDE ({', '.join(self._partitions)}) FROM rows_to_write"
+            return self._copy(query, values, msgspec.json.encode(statistics).decode(), database)
+        finally:
+            database.unregister("rows_to_write")
+
+    def _copy(
+        self, query: str, values: Mapping[str, str | None], statistics: str, database: duckdb.DuckDBPyConnection
+    ) -> AddAction:
+        """Write what ``query`` gives to a new file of the partition that has ``values``."""
+        folder = "/".join(f"{name}={_NOWHERE if v is None else quote(v, safe='')}" for name, v in values.items())
+        name = f"{folder}/part-{uuid.uuid4()}.zstd.parquet"
+        path = self._path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database.execute(
+            f"COPY ({query}) TO {literal(str(path))} "
+            f"(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {_ROW_GROUP})"
+        )
+        return AddAction(name, path.stat().st_size, values, int(time() * 1000), True, statistics)
 
     def _sync(self, paths: Sequence[Path]) -> None:
         """Have the disk keep ``paths`` and the commit that names them: the log lets go of the same rows afterwards."""
@@ -194,12 +233,23 @@ def _files(table: DeltaTable) -> Iterator[File]:
     models = columns.get("partition.model") or [None] * len(paths)
     for place, path in enumerate(paths):
         yield File(
-            path,
+            unquote(path),
             columns["partition.day"][place],
             models[place] or "",
             columns["size_bytes"][place],
             columns["num_records"][place] or 0,
+            _statistics(columns, place),
         )
+
+
+def _statistics(columns: Mapping[str, Any], place: int) -> str:
+    """A file's statistics, as they were."""
+    found: dict[str, Any] = {"numRecords": columns["num_records"][place]}
+    for name, end in (("minValues", "min.received"), ("maxValues", "max.received")):
+        value = columns.get(end, [None] * (place + 1))[place]
+        if value is not None:
+            found[name] = {"received": value.astimezone(datetime.UTC).replace(tzinfo=None).isoformat() + "Z"}
+    return msgspec.json.encode(found).decode()
 
 
 def _named_columns(rows: Rows) -> Iterator[tuple[str, Any]]:

@@ -43,8 +43,8 @@ def test_a_full_record_and_an_empty_one() -> None:
         tags={"a": "b"},
     )
     first, second = rows(full, Record(VERSION, "req_1", full.received))
-    assert first["day"] == datetime.date(2026, 9, 21)
-    assert first["received"] == datetime.datetime(2026, 9, 21, 14, 13, 20, tzinfo=datetime.UTC)
+    assert first["day"] == datetime.date(2023, 7, 22)
+    assert first["received"] == datetime.datetime(2023, 7, 22, 4, 26, 40, tzinfo=datetime.UTC)
     assert (first["sticky_hash"], first["input_tokens"], first["stream"]) == (0.5, 7, True)
     assert (first["finish_reasons"], first["stop_sequences"], first["gaps"]) == (["stop", "length"], ["a", "é"], [1, 2])
     assert (first["temperature"], first["seed"], first["first_token"], first["low_margin"]) == (0.5, 3, 0.3, 0.2)

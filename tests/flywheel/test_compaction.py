@@ -243,7 +243,7 @@ def test_the_tables_log_has_no_pieces_of_texts(tmp_path: Path) -> None:
     log = "".join(path.read_text() for path in (tmp_path / "table" / "_delta_log").glob("*.json"))
     assert "secret" not in log
     assert "someone" not in log
-    assert "2026-09-21T14:13:20" in log
+    assert "2023-07-22T04:26:40" in log
 
 
 def test_small_files_are_merged_and_vacuumed(tmp_path: Path) -> None:
@@ -264,12 +264,22 @@ def test_small_files_are_merged_and_vacuumed(tmp_path: Path) -> None:
 
 
 def test_rows_and_days_can_be_removed(tmp_path: Path) -> None:
-    write(tmp_path, *(record(number, user=f"u{number}") for number in range(3)))
+    models = ("chat", MODELS[1], "")
+    write(tmp_path, *(record(number, user=f"u{number}", model=models[number]) for number in range(3)))
     compact(tmp_path)
     table = records_table(tmp_path)
-    table.blank("\"user\" = 'u1'", {"user": "''", "input": "null"})
-    assert read(table, '"user"') == ["u0", "", "u2"]
-    table.delete("day < '2026-09-22'")
+    before = {file.path: (file.model, file.rows, file.stats) for file in table.files()}
+    with duckdb.connect() as database:
+        for user in ("u1", "u2"):
+            assert table.blank(f"\"user\" = '{user}'", {"user": "''", "input": "null"}, database) == 1
+        assert table.blank("\"user\" = 'u7'", {"user": "''"}, database) == 0
+    assert read(table, '"user"') == ["u0", "", ""]
+    after = {file.path: (file.model, file.rows, file.stats) for file in table.files()}
+    assert sorted(after.values()) == sorted(before.values())
+    assert len(after.keys() & before.keys()) == 1
+    assert table.vacuum() == 2
+    assert read(table, '"user"') == ["u0", "", ""]
+    table.delete("day < '2023-07-23'")
     assert read(table) == []
     table.vacuum()
     assert not list((tmp_path / "table").rglob("*.parquet"))
@@ -281,5 +291,6 @@ def test_a_table_that_is_not_there_is_empty(tmp_path: Path) -> None:
     calls: list[Callable[[], Any]] = [table.files, table.vacuum, lambda: table.merge_small_files(LATER)]
     assert [call() for call in calls] == [[], 0, 0]
     table.delete("true")
-    table.blank("true", {})
+    with duckdb.connect() as database:
+        assert table.blank("true", {}, database) == 0
     assert segments(tmp_path) == []

@@ -9,7 +9,7 @@ from flywheel.log.frame import Kind
 from flywheel.log.reading import read_frames
 from flywheel.record import VERSION, Content, Record, decode_record, encode
 
-RECEIVED = 1_790_000_000_000_000  # 2026-09-21
+RECEIVED = 1_690_000_000_000_000  # 2023-07-22
 
 
 def record(number: int, **fields: object) -> Record:

@@ -1,0 +1,113 @@
+"""Who can still read what a user said? Whoever has the user's key; and once that is gone, nobody.
+
+What a user asks and is answered is sealed with AES-256-GCM (NIST SP 800-38D) under a key of that user alone. To erase
+the user is to forget the key: from then on the sealed bytes are noise, wherever there are copies of them. The keys are
+in one small SQLite file beside the log, which is to be backed up apart from it, and for a short time, if at all. It
+knows users by a keyed hash of their names only, and SQLite overwrites what it deletes.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from hashlib import blake2b
+from os import urandom
+from pathlib import Path
+from time import monotonic, time_ns
+from typing import Final
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+_FORMAT: Final = b"\x01"
+_NONCE: Final = 12
+_KNOWN_FOR: Final = 60.0  # seconds until a process notices that another one has forgotten a key
+_MOST_KNOWN: Final = 10_000
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS secret (one INTEGER PRIMARY KEY CHECK (one = 1), bytes BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS keys (user BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erased (user BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(dict[str, bytes]).decode
+
+
+class UserKeys:
+    """The keys in ``path``, which is made if need be. For one thread; several processes may have the same file.
+
+    Raises:
+        OSError, sqlite3.Error: the file can't be made, or isn't one of these.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        self._file = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        # A key is written before what it seals, and a killed process loses nothing of either (`flywheel.log`).
+        for setting in ("secure_delete = ON", "synchronous = OFF", "journal_mode = MEMORY"):
+            self._file.execute(f"PRAGMA {setting}")
+        self._file.executescript(_TABLES)
+        self._file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", [urandom(32)])
+        self._secret: bytes = self._file.execute("SELECT bytes FROM secret").fetchone()[0]
+        self._known: dict[bytes, tuple[AESGCM, float]] = {}
+
+    def hash(self, text: bytes) -> bytes:
+        """A keyed hash, of 16 bytes: equal for equal texts, and tells nothing without the file."""
+        return blake2b(text, digest_size=16, key=self._secret).digest()
+
+    def seal(self, user: str, parts: Mapping[str, bytes]) -> bytes:
+        """``parts`` so that only the user's key opens them. A new user gets a key.
+
+        Raises:
+            sqlite3.Error: there is no place for it.
+        """
+        name = self._name(user)
+        nonce = urandom(_NONCE)
+        return _FORMAT + nonce + self._key(name).encrypt(nonce, _encode(parts), name)
+
+    def unseal(self, user: str, sealed: bytes) -> dict[str, bytes] | None:
+        """What was sealed; None where the key is gone, or it is something else."""
+        name = self._name(user)
+        found = self._file.execute("SELECT key FROM keys WHERE user = ?", [name]).fetchone()
+        if found is None or sealed[:1] != _FORMAT:
+            return None
+        nonce = sealed[1 : 1 + _NONCE]
+        try:
+            return _decode(AESGCM(found[0]).decrypt(nonce, sealed[1 + _NONCE :], name))
+        except (InvalidTag, ValueError, msgspec.DecodeError):
+            return None
+
+    def erase(self, user: str) -> bool:
+        """Forget the key, at once; whether there was one. What comes from this user later gets a new one."""
+        name = self._name(user)
+        self._known.pop(name, None)
+        self._file.execute("BEGIN IMMEDIATE")
+        was = self._file.execute("DELETE FROM keys WHERE user = ?", [name]).rowcount > 0
+        self._file.execute("INSERT OR REPLACE INTO erased VALUES (?, ?)", [name, time_ns() // 1000])
+        self._file.execute("COMMIT")
+        return was
+
+    def erased_at(self, user: str) -> int:
+        """When the user was last erased, in microseconds since 1970; 0: never."""
+        found = self._file.execute("SELECT at FROM erased WHERE user = ?", [self._name(user)]).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
+
+    def _name(self, user: str) -> bytes:
+        return self.hash(b"user:" + user.encode("utf-8", "surrogatepass"))
+
+    def _key(self, name: bytes) -> AESGCM:
+        """The user's key, a new one for a new user."""
+        now = monotonic()
+        known = self._known.get(name)
+        if known is not None and now < known[1]:
+            return known[0]
+        self._file.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [name, AESGCM.generate_key(256)])
+        key = AESGCM(self._file.execute("SELECT key FROM keys WHERE user = ?", [name]).fetchone()[0])
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[name] = (key, now + _KNOWN_FOR)
+        return key
