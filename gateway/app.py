@@ -27,6 +27,7 @@ from gateway.openapi import document, summary
 from gateway.record.recording import RECORDED, Recording
 from gateway.routing import Routes
 from gateway.telemetry.metrics import Outcome, outcome_of
+from gateway.telemetry.trace import carried
 from gateway.wire import errors
 
 Handler = Callable[[Context, Exchange], Awaitable[None]]
@@ -96,7 +97,8 @@ class App:
         context.in_flight += 1
         context.exchanges.add(exchange)
         if context.recorder is not None and endpoint in RECORDED and not exchange.only:
-            exchange.recording = Recording(context.recorder, exchange.request_id, endpoint)
+            recorder = context.recorder
+            exchange.recording = Recording(recorder, exchange.request_id, endpoint, carried(exchange.sent))
         try:
             if context.draining and endpoint not in _WHILE_DRAINING:
                 raise errors.shutting_down()
@@ -113,12 +115,11 @@ class App:
             outcome = outcome_of(error.status)
             if error.status >= 500 and endpoint not in _WHILE_DRAINING:
                 level = logging.WARNING if error.status == 503 else logging.ERROR
-                log.log(
-                    level, "request=%s path=%s status=%d %s", exchange.request_id, endpoint, error.status, error.message
-                )
+                said = (exchange.request_id, endpoint, error.status, error.message)
+                log.log(level, "request=%s path=%s status=%d %s", *said, extra=exchange.about)
             await exchange.fail(error)
         except Exception:
-            log.exception("request=%s path=%s status=500", exchange.request_id, endpoint)
+            log.exception("request=%s path=%s status=500", exchange.request_id, endpoint, extra=exchange.about)
             await exchange.fail(errors.internal_error())
         finally:
             context.in_flight -= 1

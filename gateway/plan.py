@@ -18,6 +18,7 @@ from gateway.fleet.upstream.options import UpstreamOptions
 from gateway.keys import client_keys, secret
 from gateway.record.recorder import RecordPlan
 from gateway.settings import Settings, SettingsError, flag
+from gateway.telemetry.plan import TelemetryPlan, telemetry_plan
 from gateway.traffic.keys import Key, KeyHash, Keyring, plain_keys
 from gateway.traffic.rollout.rollout import RolloutPlan
 from gateway.traffic.routes import RoutePlan
@@ -59,7 +60,7 @@ class Plan(msgspec.Struct, frozen=True):
     are those that requests pass through to. ``names`` has the target of each name that clients may say, ``routes`` what
     those lead to that don't simply stand for one; without them, targets themselves say what they serve. ``keys`` are
     those that clients may have beside the ones in the environment; their limits are counted as ``counting`` says.
-    ``record`` says how requests are recorded, if they are.
+    ``record`` says how requests are recorded, if they are, ``telemetry`` where traces and metrics go, if they do.
     """
 
     natives: Mapping[str, Settings] = {}
@@ -69,6 +70,7 @@ class Plan(msgspec.Struct, frozen=True):
     keys: tuple[tuple[KeyHash, Key], ...] = ()
     counting: Counting = Counting()
     record: RecordPlan | None = None
+    telemetry: TelemetryPlan | None = None
 
     def names_of(self, target: str) -> list[str]:
         """The names that simply stand for a target."""
@@ -120,8 +122,9 @@ def make_plan(settings: Settings) -> Plan:
     client_keys(settings)
     if settings.config is not None:
         return _of_file(settings, settings.config)
+    telemetry = telemetry_plan(settings, None, os.environ)
     if not (settings.upstream or settings.upstream_file):
-        return Plan({"w": settings})
+        return Plan({"w": settings}, telemetry=telemetry)
     if settings.model is not None or settings.worker:
         raise SettingsError("a model or workers can't be served beside --upstream: give one of the two, or --config")
     upstream = UpstreamPlan(
@@ -133,7 +136,8 @@ def make_plan(settings: Settings) -> Plan:
     )
     upstream_options(settings, upstream)
     name = settings.served_model_name
-    return Plan(upstreams={"upstream": upstream}, names={name: "upstream"} if name is not None else None)
+    names = {name: "upstream"} if name is not None else None
+    return Plan(upstreams={"upstream": upstream}, names=names, telemetry=telemetry)
 
 
 def keyring(settings: Settings, plan: Plan) -> Keyring:
@@ -173,6 +177,7 @@ def differences(old: Plan, new: Plan) -> list[str]:
         ),
         *(["limits changed"] if old.counting != new.counting else []),
         *(["log changed"] if old.record != new.record else []),
+        *(["telemetry changed"] if old.telemetry != new.telemetry else []),
     ]
 
 
@@ -237,6 +242,7 @@ def _of_file(settings: Settings, file: str) -> Plan:
         tuple(key.entry for key in config.keys),
         config.limits,
         _recorded(config),
+        telemetry_plan(settings, config.telemetry, os.environ),
     )
 
 
@@ -269,6 +275,8 @@ def _native(settings: Settings, name: str, target: NativeTarget | VllmTarget) ->
 def _missing_secrets(config: Config, document: Document) -> Iterator[Fault]:
     """Environment variables that should be there and aren't."""
     yield from _missing_secret(document, ("limits", "redis_env"), config.limits.redis_env)
+    if config.telemetry is not None:
+        yield from _missing_secret(document, ("telemetry", "headers_env"), config.telemetry.headers_env)
     for name, target in config.targets.items():
         if isinstance(target, OpenAITarget):
             yield from _missing_secret(document, ("targets", name, "api_key_env"), target.api_key_env)

@@ -39,6 +39,7 @@ from gateway.owner import ToOwner
 from gateway.serving import Serving, StartError
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
 from gateway.startup import display
+from gateway.telemetry.lines import set_up
 from gateway.wire import errors
 
 __all__ = ["add_arguments", "run", "serve"]
@@ -72,7 +73,7 @@ def serve(settings: Settings, command_of: CommandOf = worker_command) -> int:
 
     ``command_of`` says what to run as a worker that listens on an address.
     """
-    _log(settings)
+    set_up(settings.log_level, settings.log_format)
     if settings.gateway_processes > 1:
         return _serve_in_processes(settings, command_of)
     try:
@@ -97,7 +98,7 @@ def serve_shared(settings: Settings, *, parent: int, keeps_data: bool, owner: Pa
     ``parent`` is the process that must be there for this one to go on. Files and batches are kept by one of them alone,
     which listens at ``owner`` to the others.
     """
-    _log(settings)
+    set_up(settings.log_level, settings.log_format)
     _raise_open_files_limit()
     listener = listen(settings.host, settings.port, shared=True)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -123,13 +124,6 @@ def _serve_in_processes(settings: Settings, command_of: CommandOf) -> int:
             return 2
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(parent.run())
-
-
-def _log(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:

@@ -26,6 +26,7 @@ from gateway.lane.service import Passing
 from gateway.plan import Plan, UpstreamPlan, differences, keyring, make_plan, upstream_options
 from gateway.record.recorder import Recorder
 from gateway.settings import Settings, SettingsError
+from gateway.telemetry.telemetry import Telemetry
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
 from gateway.traffic.limits.stores import make_store
@@ -284,10 +285,16 @@ class Serving:
         """
         recorder, wanted = self._context.recorder, plan.record
         if not self._begun:
-            self._context.recorder = Recorder(wanted) if wanted is not None else None
+            if wanted is not None or plan.telemetry is not None:
+                metrics = self._context.metrics
+                telemetry = Telemetry(plan.telemetry, metrics) if plan.telemetry is not None else None
+                self._context.recorder = recorder = Recorder(wanted, telemetry)
+                metrics.request_log.log = recorder.log
             return
-        kept = recorder is not None and wanted is not None and recorder.change(wanted)
-        if not kept and (recorder is not None or wanted is not None):
+        telemetry = recorder.telemetry if recorder is not None else None
+        if not (plan.telemetry is None if telemetry is None else telemetry.change(plan.telemetry)):
+            raise SettingsError("telemetry: only its sample can be changed by a reload, the rest by a restart")
+        if not (wanted is None if recorder is None else recorder.change(wanted)):
             raise SettingsError("log: where requests are recorded can't be changed by a reload, only by a restart")
 
     def _switch(self, plan: Plan, targets: dict[str, RunningTarget], passings: dict[str, Passing]) -> None:

@@ -79,6 +79,21 @@ def parse_share(text: str) -> float:
     return value
 
 
+def parse_part(text: str) -> float:
+    """A number from 0 to 1, or a percentage.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is no part of a whole: write a number from 0 to 1, such as 0.01, or 1%")
+    return value
+
+
 _SIZE: Final[dict[str, Any]] = {"metavar": "SIZE", "parse": parse_size}
 _SECONDS: Final[dict[str, Any]] = {"metavar": "SECONDS", "parse": parse_seconds}
 _TOKENS: Final[dict[str, Any]] = {"metavar": "TOKENS", "parse": _whole}
@@ -381,6 +396,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"],
         Meta(description="least weighty lines to log; debug adds request fields that mean nothing here"),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(
+            description="how lines are logged; json: an object with time, level, logger and message, and, where they "
+            "are known, request and trace"
+        ),
+    ] = "text"
+    otlp: Annotated[
+        str | None,
+        Meta(
+            description="send traces and metrics to this OpenTelemetry collector, over HTTP, such as "
+            "http://127.0.0.1:4318; default: where OTEL_EXPORTER_OTLP_ENDPOINT says, or nowhere",
+            extra={"metavar": "URL"},
+        ),
+    ] = None
+    trace_sample: Annotated[
+        float | None,
+        Meta(
+            description="keep this share of the traces that begin here, such as 0.01; clients that send a traceparent "
+            "say so themselves; default: what OTEL_TRACES_SAMPLER_ARG says, or 0.01",
+            extra={"metavar": "SHARE", "parse": parse_part},
+        ),
+    ] = None
     kv_events: Annotated[
         str | None,
         Meta(
@@ -423,6 +461,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise SettingsError(f"{flag(name)} must be a number of seconds above 0, not {value:g}")
+        if self.trace_sample is not None and not 0 <= self.trace_sample <= 1:
+            raise SettingsError(f"--trace-sample must be from 0 to 1, not {self.trace_sample:g}")
         if self.gpu_memory is not None and not 0 < self.gpu_memory <= 1:
             raise SettingsError(f"--gpu-memory must be above 0 and at most 1, not {self.gpu_memory:g}")
         if not 0 <= self.failover_timeout < math.inf:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from gateway.telemetry.lines import about
 from gateway.telemetry.metrics import Outcome, outcome_of
 from gateway.traffic.keys import ANYBODY
 from gateway.wire import errors, sse
@@ -128,6 +129,11 @@ class Exchange:
             request_id.decode("ascii") if _REQUEST_ID.fullmatch(request_id) else f"req-{secrets.token_hex(12)}"
         )
 
+    @property
+    def about(self) -> dict[str, str]:
+        """Which request it is, for a log line's ``extra``."""
+        return about(self.request_id, self.recording.trace.trace_id if self.recording is not None else "")
+
     async def body(self, limit: int) -> bytes:
         """The whole body, or what has been put in its place.
 
@@ -174,6 +180,8 @@ class Exchange:
 
     def first(self, *, streamed: bool, token: bool = False) -> None:
         """The first of the answer is there, or (``token``) its first token, whether it is sent at once or not."""
+        if self.recording is not None and streamed:
+            self.recording.record.stream = True
         if self.observer is not None:
             self.observer.first(streamed=streamed, token=token)
 

@@ -30,8 +30,8 @@ async def give_feedback(context: Context, exchange: Exchange) -> None:
 
 async def _record(context: Context, exchange: Exchange, said: feedback.FeedbackRequest) -> bool:
     """Put feedback into the request log; whether it is there."""
-    recorder = context.recorder
-    if recorder is None:
+    log = context.recorder.log if context.recorder is not None else None
+    if log is None:
         return False
     written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     made = Feedback(
@@ -51,5 +51,5 @@ async def _record(context: Context, exchange: Exchange, said: feedback.FeedbackR
         if not written.done():
             written.set_result(is_written)
 
-    recorder.log.feedback(said.request_id, encode(made), done)
+    log.feedback(said.request_id, encode(made), done)
     return await written

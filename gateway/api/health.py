@@ -2,7 +2,7 @@
 
 from gateway.api.context import Context
 from gateway.api.exchange import Exchange
-from gateway.telemetry.metrics import CONTENT_TYPE
+from gateway.telemetry.metrics import CONTENT_TYPE, OPEN_METRICS
 from gateway.wire import errors
 
 
@@ -20,5 +20,8 @@ async def ready(context: Context, exchange: Exchange) -> None:
 
 
 async def metrics(context: Context, exchange: Exchange) -> None:
-    """``GET /metrics``: the Prometheus page."""
-    await exchange.reply(200, context.metrics.page(), content_type=CONTENT_TYPE)
+    """``GET /metrics``: the Prometheus page; for who accepts OpenMetrics, with trace ids as exemplars."""
+    if any(name == b"accept" and b"application/openmetrics-text" in value for name, value in exchange.sent):
+        await exchange.reply(200, context.metrics.open_page(), content_type=OPEN_METRICS)
+    else:
+        await exchange.reply(200, context.metrics.page(), content_type=CONTENT_TYPE)

@@ -21,5 +21,6 @@ async def decode(context: Context, exchange: Exchange, decoder: BodyDecoder[Requ
         exchange.recording.asked(body, exchange.key.id)
     request = decoder.decode(body)
     if log.isEnabledFor(logging.DEBUG) and (unknown := decoder.unknown_fields(body)):
-        log.debug("request=%s fields without meaning here: %s", exchange.request_id, ", ".join(unknown))
+        said = (exchange.request_id, ", ".join(unknown))
+        log.debug("request=%s fields without meaning here: %s", *said, extra=exchange.about)
     return request

@@ -213,10 +213,13 @@ async def _pass_through(
         ClientGone: the client left.
     """
     assert context.upstreams is not None
+    recorder, sent = context.recorder, exchange.sent
+    if exchange.recording is not None and recorder is not None and recorder.telemetry is not None:
+        sent = exchange.recording.trace.onto(sent)
     inside = context.upstreams.inside(
         lane,
         endpoint=endpoint,
-        sent=exchange.sent,
+        sent=sent,
         body=await exchange.body(context.max_body),
         key=exchange.key,
         variant=variant,

@@ -14,6 +14,7 @@ from gateway.config.keys import ApiKey, Counting, wrong_counting, wrong_keys
 from gateway.config.log import RequestLog
 from gateway.config.models import Model, wrong_model
 from gateway.config.structs import Config, NativeTarget, OpenAITarget, Target, VllmTarget
+from gateway.config.telemetry import Telemetry, wrong_telemetry
 from gateway.config.values import decode_value
 from gateway.fleet.upstream.sources import parse_source
 from gateway.settings import SettingsError
@@ -54,11 +55,22 @@ def read_config(file: str) -> tuple[Config, Document]:
         keys, counting = _keys(document, faults)
         said = document.value.get("log") if isinstance(document.value, dict) else None
         log = _decode(document, ("log",), said, RequestLog, faults) if said is not None else None
+        said = document.value.get("telemetry") if isinstance(document.value, dict) else None
+        telemetry = _decode(document, ("telemetry",), said, Telemetry, faults) if said is not None else None
+        faults += wrong_telemetry(document, telemetry)
         faults += _unlike(document, models, targets)
         faults += wrong_keys(document, keys.items(), models)
         faults += wrong_counting(document, counting)
         if not faults:
-            return Config(models=models, targets=targets, keys=tuple(keys.values()), limits=counting, log=log), document
+            config = Config(
+                models=models,
+                targets=targets,
+                keys=tuple(keys.values()),
+                limits=counting,
+                log=log,
+                telemetry=telemetry,
+            )
+            return config, document
     raise ConfigError(file, faults)
 
 

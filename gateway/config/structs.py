@@ -11,6 +11,7 @@ from msgspec import Meta
 from gateway.config.keys import ApiKey, Counting
 from gateway.config.log import RequestLog
 from gateway.config.models import Model
+from gateway.config.telemetry import Telemetry
 from gateway.config.values import Count, Seconds, Share, Size, describe_value
 from gateway.settings import (
     Device,
@@ -132,6 +133,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     targets: Annotated[dict[str, Target], Meta(description="where answers come from, by names of their own")]
     keys: Annotated[tuple[ApiKey, ...], Meta(description="who may ask; default: everybody")] = ()
     log: Annotated[RequestLog | None, Meta(description="where requests are recorded; default: nowhere")] = None
+    telemetry: Annotated[
+        Telemetry | None, Meta(description="where traces and metrics go; default: nowhere, unless options say so")
+    ] = None
     limits: Annotated[Counting, Meta(description="where the limits of keys are counted")] = Counting()
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from gateway.config import keys
-from gateway.settings import parse_seconds, parse_share, parse_size
+from gateway.settings import parse_part, parse_seconds, parse_share, parse_size
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -22,22 +22,28 @@ class Share(float):
     """A part of a whole, written as ``0.9`` or ``90%``."""
 
 
+class Part(float):
+    """A part of a whole that may be nothing, written as ``0.01`` or ``1%``."""
+
+
 _PARSERS: Final[dict[type, Any]] = {
     Size: lambda text: Size(parse_size(text)),
     Seconds: lambda text: Seconds(parse_seconds(text)),
     Share: lambda text: Share(parse_share(text)),
+    Part: lambda text: Part(parse_part(text)),
     **keys.PARSERS,
 }
 _EXAMPLES: Final[dict[type, list[Any]]] = {
     Size: ["2GiB"],
     Seconds: ["500ms", 1.5],
     Share: [0.9, "90%"],
+    Part: [0.01, "1%"],
     **keys.EXAMPLES,
 }
 
 
 def decode_value(kind: type, value: Any) -> Any:
-    """A `Size`, `Seconds`, `Share` or one of `keys` as msgspec wants it of a hook.
+    """A `Size`, `Seconds`, `Share`, `Part` or one of `keys` as msgspec wants it of a hook.
 
     Raises:
         ValueError: ``value`` is none; the message says what would be right.

@@ -137,7 +137,8 @@ class Continuation:
         so_far.moves += 1
         self._begun = False
         exchange.send_rest(target, _ENDPOINT, body, self)
-        log.info("request=%s goes on with upstream=%s", exchange.request_id.decode(), target.name)
+        said = (exchange.request_id.decode(), target.name)
+        log.info("request=%s goes on with upstream=%s", *said, extra=exchange.about)
 
     def on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
         try:

@@ -30,6 +30,7 @@ from gateway.lane.stream import Stream
 from gateway.record.delivery import Delivery
 from gateway.record.recorder import Recorder
 from gateway.record.recording import Recording
+from gateway.telemetry.lines import about
 from gateway.telemetry.metrics import ModelMetrics, Outcome, outcome_of
 from gateway.traffic.keys import ANYBODY, Key
 from gateway.traffic.limits.limit import Account
@@ -66,7 +67,7 @@ class Exchange:
     __slots__ = (
         "_attempts", "_belief", "_body", "_client", "_delivery", "_forwarded", "_hedge", "_held", "_keep_alive",
         "_kept", "_lane", "_lanes", "_meter", "_queued", "_reading", "_received", "_recording", "_rest",
-        "_retries", "_skimmed", "_so_far", "_stream", "_timer", "_tried", "_winner", "counters", "endpoint",
+        "_retries", "_skimmed", "_so_far", "_stream", "_timer", "_trace", "_tried", "_winner", "counters", "endpoint",
         "head", "label", "model", "prompt", "request_id", "size",
     )  # fmt: skip
 
@@ -92,6 +93,7 @@ class Exchange:
         self._skimmed: Skimmed | None = None
         self.size = 0
         self._forwarded = head.lines
+        self._trace = head.trace
         self.prompt: Prompt = NO_PROMPT
         self._received = 0.0
         self._attempts: list[Connection] = []
@@ -131,6 +133,11 @@ class Exchange:
             self._body = b"".join((self._body, *self._rest))
             self._rest = None
         return self._body
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Which request it is, for a log line's ``extra``."""
+        return about(self.request_id.decode(), self._recording.trace.trace_id if self._recording is not None else "")
 
     @property
     def lane(self) -> "Lane | None":
@@ -185,9 +192,12 @@ class Exchange:
     # What the lane calls
 
     def record(self, recorder: Recorder) -> None:
-        """Have it on the record, before the last of its answer goes out."""
-        self._recording = Recording(recorder, self.request_id.decode(), self.endpoint)
-        self._client = self._delivery = Delivery(self._client, self._lanes.loop)
+        """Have it on the record; where that is a log, before the last of its answer goes out."""
+        self._recording = recording = Recording(recorder, self.request_id.decode(), self.endpoint, self.head.carried)
+        if recorder.log is not None:
+            self._client = self._delivery = Delivery(self._client, self._lanes.loop)
+        if recorder.telemetry is not None:
+            self._trace = recording.trace.lines
 
     def interrupt(self, error: errors.ApiError) -> None:
         """End it now, with an error."""
@@ -196,7 +206,7 @@ class Exchange:
 
     def crashed(self) -> None:
         """A fault of ours, the exception at hand, ends it."""
-        log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint)
+        log.exception("request=%s path=%s status=500", self.request_id.decode(), self.endpoint, extra=self.about)
         self.interrupt(errors.internal_error())
 
     def expire(self, now: float) -> None:
@@ -378,8 +388,8 @@ class Exchange:
             target.breaker.began()
         self._attempts.append(connection)
         connection.send(
-            b"%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
-            % (target.head("POST", endpoint), self._forwarded, self.request_id, len(body)),
+            b"%b%b%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+            % (target.head("POST", endpoint), self._forwarded, self._trace, self.request_id, len(body)),
             body,
             receiver,
         )
@@ -529,6 +539,8 @@ class Exchange:
         streamed = connection.content_type.startswith(b"text/event-stream")
         if streamed:
             self._stream = self._begin(connection, events=True)
+            if self._recording is not None:
+                self._recording.record.stream = True
         self._lane.answering(self, connection, connection.last - self._received, streamed)
 
     def _begin(self, connection: Connection, *, events: bool) -> Stream:
@@ -630,7 +642,8 @@ class Exchange:
         self._drop(connection)
         target.counts.failed += 1
         self._lane.target_failed(target, now)
-        log.warning("request=%s upstream=%s %s: %s", self.request_id.decode(), target.name, fault.kind, fault)
+        said = (self.request_id.decode(), target.name, fault.kind, fault)
+        log.warning("request=%s upstream=%s %s: %s", *said, extra=self.about)
 
     def give_up(self, fault: Fault, why_not: str) -> None:
         """End a stream that has begun, because of a fault; ``why_not`` is why nobody goes on with it."""
@@ -680,9 +693,11 @@ class Exchange:
             self._lanes.context.queued -= 1
         if self._meter is not None:
             self._meter.settle(outcome, status, sent=bool(self._tried))
-        if self._recording is not None and self._delivery is not None:
-            self._delivery.hold()
-            self._recording.end(status, outcome, self.variant, self._delivery.release)
+        if self._recording is not None:
+            delivery = self._delivery
+            if delivery is not None:
+                delivery.hold()
+            self._recording.end(status, outcome, self.variant, delivery.release if delivery is not None else None)
         self._lanes.ended(self, status, outcome, perf_counter() - self._received)
 
 

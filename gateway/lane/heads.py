@@ -4,6 +4,7 @@ import re
 from http import HTTPStatus
 from typing import Final
 
+from gateway.telemetry.trace import NAMES, NOTHING, carried
 from gateway.wire import errors
 
 Headers = list[tuple[bytes, bytes]]
@@ -11,7 +12,7 @@ Headers = list[tuple[bytes, bytes]]
 _OWN_REQUEST: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"te", b"trailer", b"upgrade",
      b"expect", b"accept-encoding", b"proxy-authorization", b"proxy-connection", b"authorization", b"x-api-key",
-     b"x-request-id", b"x-penstock-variant")
+     b"x-request-id", b"x-penstock-variant", *NAMES)
 )  # fmt: skip
 _OWN_RESPONSE: Final = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"trailer", b"upgrade", b"server", b"date",
@@ -34,12 +35,13 @@ class RequestHead:
     ``authorization`` is the client's key as ``Authorization`` has it; Anthropic's clients send it in ``x-api-key``.
     The line that it came in, ``key``, goes on to targets that clients' keys are meant for. ``request_id`` is the
     client's; empty where there is none that can stand in a header and a log line. ``variant`` is the one that it names
-    itself, if it does.
+    itself, if it does. ``carried`` is what it says of its trace; the lines that it came in, ``trace``, go on to targets
+    unless we put ourselves into the trace.
     """
 
     __slots__ = (
-        "authorization", "chunked", "endpoint", "headers", "keep_alive", "key", "lines", "plain", "request_id",
-        "variant",
+        "authorization", "carried", "chunked", "endpoint", "headers", "keep_alive", "key", "lines", "plain",
+        "request_id", "trace", "variant",
     )  # fmt: skip
 
     def __init__(self, endpoint: str, headers: Headers, *, keep_alive: bool, chunked: bool) -> None:
@@ -49,7 +51,8 @@ class RequestHead:
         self.keep_alive = keep_alive
         self.chunked = chunked
         self.plain = keep_alive and chunked
-        self.authorization = self.key = self.request_id = b""
+        self.authorization = self.key = self.request_id = self.trace = b""
+        self.carried = NOTHING
         parts: list[bytes] = []
         for name, value in headers:
             if name not in _OWN_REQUEST:
@@ -66,6 +69,10 @@ class RequestHead:
                 self.plain = False
             elif name == b"x-penstock-variant":
                 self.variant = value.decode("latin-1")
+            elif name in NAMES:
+                self.trace += b"%b: %b\r\n" % (name, value)
+        if self.trace:
+            self.carried = carried(headers)
         self.lines = b"".join(parts)
 
 

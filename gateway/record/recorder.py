@@ -1,4 +1,7 @@
-"""Where do records go, and how much of what is said do they hold? One `Recorder` for each gateway process."""
+"""Where do records go, and how much of what is said do they hold? One `Recorder` for each gateway process.
+
+They go into the request log, if there is one, and into telemetry, if that is on.
+"""
 
 import contextlib
 import secrets
@@ -13,6 +16,8 @@ import msgspec
 from flywheel.log import Durability, Log
 from flywheel.record import Content, Record, encode
 from gateway.batches.folder import write_whole
+from gateway.telemetry.telemetry import Telemetry
+from gateway.telemetry.trace import Carried, Trace, Traces
 
 Mode = Literal["full", "redacted", "hash", "none"]
 _STRICTER: Final = ("full", "redacted", "hash", "none")
@@ -38,19 +43,24 @@ class Recorder:
     """Writes the records of one gateway process.
 
     Args:
-        plan: how.
+        plan: how; None: there is no log.
+        telemetry: where traces and metrics of them go; None: nowhere.
     """
 
-    def __init__(self, plan: RecordPlan) -> None:
-        self.log = Log(Path(plan.path), durability=plan.durability)
+    def __init__(self, plan: RecordPlan | None, telemetry: Telemetry | None = None) -> None:
+        self.log = Log(Path(plan.path), durability=plan.durability) if plan is not None else None
+        self.telemetry = telemetry
         self._plan = plan
+        self._untold = Traces()
         self._modes: dict[tuple[str, str], Mode] = {}
         self._ids: set[str] = set()
         self._order: deque[str] = deque()
         self._pepper = b""
 
-    def change(self, plan: RecordPlan) -> bool:
+    def change(self, plan: RecordPlan | None) -> bool:
         """Keep more or less of what is said from now on; False where a plan wants more than that."""
+        if plan is None or self._plan is None:
+            return plan is self._plan
         if (plan.path, plan.durability) != (self._plan.path, self._plan.durability):
             return False
         self._plan = plan
@@ -59,12 +69,22 @@ class Recorder:
 
     def start(self) -> None:
         """Close what an earlier process left open, and be ready. Called in the event loop."""
-        self.log.start()
-        self._pepper = _secret(Path(self._plan.path) / "hash.key")
+        if self.log is not None and self._plan is not None:
+            self.log.start()
+            self._pepper = _secret(Path(self._plan.path) / "hash.key")
+        if self.telemetry is not None:
+            self.telemetry.start()
 
     def close(self) -> None:
         """Write what is left."""
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
+        if self.telemetry is not None:
+            self.telemetry.close()
+
+    def join(self, carried: Carried) -> Trace:
+        """The place in a trace of a request that came with ``carried``."""
+        return (self._untold if self.telemetry is None else self.telemetry.traces).join(carried)
 
     def unique(self, request_id: str) -> str:
         """The id under which a request is recorded: its own, unless a client gave the same one before."""
@@ -78,6 +98,8 @@ class Recorder:
 
     def content_of(self, model: str, key: str) -> Content:
         """An empty content, with the mode of requests for ``model`` by ``key``."""
+        if self._plan is None:
+            return Content()
         mode = self._modes.get((model, key))
         if mode is None:
             plan = self._plan
@@ -87,15 +109,22 @@ class Recorder:
 
     def begin(self, record: Record) -> None:
         """A request is let in. What it says comes with its end."""
+        if self.log is None:
+            return
         content, record.content = record.content, None
         self.log.begin(record.request_id, encode(record))
         record.content = content
 
-    def end(self, record: Record, done: Done | None) -> None:
+    def end(self, record: Record, trace: Trace, done: Done | None) -> None:
         """A request is over."""
         if record.content is not None:
             self._keep(record.content)
-        self.log.append(record.request_id, encode(record), done)
+        if self.telemetry is not None:
+            self.telemetry.ended(record, trace)
+        if self.log is not None:
+            self.log.append(record.request_id, encode(record), done)
+        elif done is not None:
+            done(False)
 
     def _keep(self, content: Content) -> None:
         """Leave of ``content`` what its mode says."""

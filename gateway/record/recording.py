@@ -16,6 +16,7 @@ from flywheel.record import VERSION, Record, Sampling, Timing, count_gap
 from gateway.lane.scan import NO_TALLY, TAIL, tally
 from gateway.record.recorder import Done, Recorder
 from gateway.telemetry.metrics import Outcome
+from gateway.telemetry.trace import NOTHING, Carried
 from gateway.wire.errors import ApiError
 
 _OPERATIONS: Final = {
@@ -65,14 +66,21 @@ class Recording:
         recorder: where it goes.
         request_id: what it is called.
         endpoint: the path.
+        carried: what came with it of a trace.
+
+    Without a log nobody will read what was said, or how long each token took.
     """
 
     __slots__ = (
-        "_begun", "_events", "_last", "_output", "_recorder", "_size", "_started", "_tail", "over", "record", "timing",
+        "_begun", "_events", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail", "over",
+        "record", "timing", "trace",
     )  # fmt: skip
 
-    def __init__(self, recorder: Recorder, request_id: str, endpoint: str) -> None:
+    def __init__(self, recorder: Recorder, request_id: str, endpoint: str, carried: Carried = NOTHING) -> None:
         self._recorder = recorder
+        self._keeps = recorder.log is not None
+        self._said = False
+        self.trace = recorder.join(carried)
         self._started = perf_counter()
         self._last = 0.0
         self._output: list[bytes] = []
@@ -88,15 +96,20 @@ class Recording:
             time.time_ns() // 1000,
             operation_name=_OPERATIONS.get(endpoint, endpoint.rpartition("/")[2]),
             endpoint=endpoint,
+            trace_id=self.trace.trace_id,
+            span_id=self.trace.span_id,
             timing=self.timing,
         )
 
     def asked(self, body: bytes, key: str) -> None:
         """Who asks for what, whether that is there or not. What comes after the first time is somebody else's."""
         record = self.record
-        if record.content is not None:
+        if self._said:
             return
+        self._said = True
         record.key = key
+        if not self._keeps and not self.trace.sampled:
+            return
         try:
             said = _asked.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -134,7 +147,8 @@ class Recording:
         """Tokens of the answer are there."""
         now = self._now()
         if self._last:
-            count_gap(self.timing.gaps, now - self._last)
+            if self._keeps:
+                count_gap(self.timing.gaps, now - self._last)
         else:
             self.timing.first_token = now
         self._last = now
@@ -142,7 +156,7 @@ class Recording:
     def add(self, data: bytes) -> None:
         """More of what the client gets to read."""
         self._tail = data if len(data) >= TAIL else (self._tail + data)[-TAIL:]
-        if self._size < _MOST:
+        if self._keeps and self._size < _MOST:
             self._output.append(data)
             self._size += len(data)
 
@@ -188,11 +202,12 @@ class Recording:
             self._count()
         if record.content is not None and self._output:
             record.content.output = b"".join(self._output)
-        self._recorder.end(record, done)
+        self._recorder.end(record, self.trace, done)
 
     async def finish(self, status: int, outcome: Outcome, variant: bytes) -> None:
         """The same, for who can wait until the rest may go out."""
-        if self.over:
+        if self.over or not self._keeps:
+            self.end(status, outcome, variant)
             return
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

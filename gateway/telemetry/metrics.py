@@ -6,6 +6,7 @@ lock and walks its buckets, 0.64 µs (Python 3.11, Zen 5). It still writes the p
 """
 
 import contextlib
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -18,14 +19,18 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, Exemplar, HistogramMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 from prometheus_client.registry import Collector
 
 from engine.link import Load
+from gateway.telemetry.request_log import RequestLogMetrics
 from gateway.telemetry.rollouts import RolloutMetrics
 from gateway.telemetry.upstreams import UpstreamMetrics
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS: Final = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
+"""The format that has exemplars."""
 
 Outcome = Literal["ok", "invalid", "refused", "failed", "disconnected"]
 
@@ -154,6 +159,16 @@ METRICS: Final[dict[str, Metric]] = {
     "penstock_rollout_unsaved_total": Metric(
         "counter", "How often what rollouts know could not be saved, so that a restart would have undone some of it."
     ),
+    "penstock_log_records_total": Metric("counter", "Records of requests, and feedback, written to the request log."),
+    "penstock_log_lost_total": Metric(
+        "counter",
+        "Records that the disk didn't take, and for which there was no room to wait, or whose file was removed.",
+    ),
+    "penstock_log_failures_total": Metric("counter", "Attempts to write to the request log that failed."),
+    "penstock_log_backlog_bytes": Metric("gauge", "What waits in memory for the disk to take it into the request log."),
+    "penstock_traces_lost_total": Metric(
+        "counter", "Traces that the OTLP collector didn't take, or for which there was no room to wait."
+    ),
     "penstock_requests_moved_total": Metric(
         "counter", "Answers that another worker went on with because theirs was lost.", ("model",)
     ),
@@ -191,18 +206,26 @@ class Count:
 
 
 class Intervals:
-    """A histogram of seconds that costs a bisection and an increment. ``bounds`` are those of its buckets."""
+    """A histogram of seconds that costs a bisection and an increment. ``bounds`` are those of its buckets.
 
-    __slots__ = ("bounds", "counts", "total")
+    ``examples`` has, by bucket, the last request that was told to be one.
+    """
+
+    __slots__ = ("bounds", "counts", "examples", "total")
 
     def __init__(self, bounds: Sequence[float] = _STEPS) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.examples: dict[int, Exemplar] = {}
 
     def observe(self, seconds: float) -> None:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
+
+    def exemplify(self, seconds: float, trace_id: str) -> None:
+        """Show a trace as an example of what is counted here."""
+        self.examples[bisect_left(self.bounds, seconds)] = Exemplar({"trace_id": trace_id}, seconds, time.time())
 
 
 class _Counts(Collector):
@@ -231,10 +254,13 @@ class _Histograms(Collector):
         metric = METRICS[self._name]
         family = HistogramMetricFamily(self._name, metric.help, labels=metric.labels)
         for labels, intervals in self.children.items():
-            buckets, seen = [], 0
-            for bound, count in zip([*map(str, intervals.bounds), "+Inf"], intervals.counts, strict=True):
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            seen = 0
+            bounds = [*map(str, intervals.bounds), "+Inf"]
+            for place, (bound, count) in enumerate(zip(bounds, intervals.counts, strict=True)):
                 seen += count
-                buckets.append((bound, float(seen)))
+                example = intervals.examples.get(place) if count else None
+                buckets.append((bound, float(seen)) if example is None else (bound, float(seen), example))
             family.add_metric(labels, buckets, intervals.total)
         yield family
 
@@ -285,6 +311,8 @@ class Metrics:
         self.registry.register(self.upstreams)
         self.rollouts = RolloutMetrics(METRICS)
         self.registry.register(self.rollouts)
+        self.request_log = RequestLogMetrics(METRICS)
+        self.registry.register(self.request_log)
         self.moved = self._counter("penstock_requests_moved_total")
         self.held = self._gauge("penstock_requests_held")
         self._up = self._gauge("penstock_worker_up")
@@ -316,6 +344,14 @@ class Metrics:
                 self._output_tokens.children[(model,)],
             )
         return found
+
+    def exemplify(self, endpoint: str, model: str, first_token: float | None, duration: float, trace_id: str) -> None:
+        """Show a request, whose trace is kept, as an example of those that took as long; times are in seconds."""
+        found = self._models.get((endpoint, model))
+        if found is not None:
+            found.duration.exemplify(duration, trace_id)
+            if first_token is not None:
+                found.first_token.exemplify(first_token, trace_id)
 
     def ended(self, endpoint: str, model: str, status: int, outcome: Outcome) -> None:
         """Count a request that has ended."""
@@ -382,6 +418,11 @@ class Metrics:
     def page(self) -> bytes:
         """The page in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def open_page(self) -> bytes:
+        """The page as OpenMetrics has it, with exemplars."""
+        page: bytes = generate_open_metrics(self.registry)  # type: ignore[no-untyped-call]
+        return page
 
     def _counter(self, name: str) -> Counter:
         return Counter(name, METRICS[name].help, METRICS[name].labels, registry=self.registry)

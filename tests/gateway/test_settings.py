@@ -80,6 +80,9 @@ def test_every_field_can_be_said() -> None:
         "api_key_env": "KEYS",
         "drain_timeout": "5s",
         "log_level": "debug",
+        "log_format": "json",
+        "otlp": "http://10.0.0.7:4318",
+        "trace_sample": "5%",
         "kv_events": "tcp://127.0.0.1:5557",
         "kv_replay": "tcp://127.0.0.1:5558",
     }
@@ -133,6 +136,9 @@ def test_every_field_can_be_said() -> None:
         api_key_env="KEYS",
         drain_timeout=5.0,
         log_level="debug",
+        log_format="json",
+        otlp="http://10.0.0.7:4318",
+        trace_sample=0.05,
         kv_events="tcp://127.0.0.1:5557",
         kv_replay="tcp://127.0.0.1:5558",
     )

@@ -203,7 +203,8 @@ def test_serving_goes_on_where_the_log_cannot_be_written(tmp_path: Path, model_f
         ):
             for _ in range(5):
                 assert (await gateway.post(chat(model="plain"))).status == 200
-            assert gateway.context.recorder is not None and gateway.context.recorder.log.trouble
+            assert gateway.context.recorder is not None and gateway.context.recorder.log is not None
+            assert gateway.context.recorder.log.trouble
 
     run(scenario())
 

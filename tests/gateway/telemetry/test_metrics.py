@@ -1,9 +1,12 @@
 """The Prometheus page."""
 
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.link import Load
 from gateway.telemetry.metrics import METRICS, Intervals, Metrics
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -87,3 +90,35 @@ def test_a_worker_is_shown() -> None:
     )
     values = [found[f"penstock_worker_{name}", (("worker", "w0"),)] for name in names]
     assert values == [1, 1, 1, 2, 3, 4, 5, 0.6, 7, 8]
+
+
+def test_open_metrics_have_examples_where_something_was_counted() -> None:
+    metrics = Metrics()
+    model = metrics.model("/v1/completions", "m")
+    model.duration.observe(0.3)
+    metrics.exemplify("/v1/completions", "m", 0.02, 0.3, TRACE)  # as for an answer that is no stream
+    metrics.exemplify("/v1/completions", "nobody", 0.02, 0.3, TRACE)
+    page = metrics.open_page().decode()
+    families = {family.name: family for family in open_metrics_families(page)}  # type: ignore[no-untyped-call]
+    assert {f"{name}_total" if one.type == "counter" else name for name, one in families.items()} == set(METRICS)
+    found = {
+        (sample.name, sample.labels["le"]): sample.exemplar
+        for name in ("penstock_request_duration_seconds", "penstock_time_to_first_token_seconds")
+        for sample in families[name].samples
+        if sample.exemplar is not None
+    }
+    ((where, example),) = found.items()
+    assert where == ("penstock_request_duration_seconds_bucket", "0.5")
+    assert example is not None and (example.labels, example.value) == ({"trace_id": TRACE}, 0.3)
+    assert TRACE not in metrics.page().decode()  # the older format has no place for them
+
+
+def test_the_request_log_and_lost_traces_are_shown() -> None:
+    class Log:
+        records, lost, failures, backlog = 5, 1, 2, 3000
+
+    metrics = Metrics()
+    metrics.request_log.log = metrics.request_log.traces = Log()
+    found = samples(metrics)
+    names = ("log_records_total", "log_lost_total", "log_failures_total", "log_backlog_bytes", "traces_lost_total")
+    assert [found[f"penstock_{name}", ()] for name in names] == [5, 1, 2, 3000, 1]

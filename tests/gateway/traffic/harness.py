@@ -45,9 +45,9 @@ class Gateway:
     async def post(self, body: bytes | dict[str, Any], path: str = CHAT, **headers: str) -> Answer:
         return await (await self.send(body, path, **headers)).answer()
 
-    async def get(self, path: str) -> Answer:
+    async def get(self, path: str, **headers: str) -> Answer:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(request_bytes("GET", path, b""))
+        writer.write(request_bytes("GET", path, b"", headers))
         try:
             return await read_answer(reader)
         finally:
