@@ -73,6 +73,7 @@ class Engine:
         """
         folder = resolve_model(options.model)
         config = ModelConfig.load(folder)
+        adapter = resolve_model(options.adapter) if options.adapter is not None else None
         device = _choose_device(options.device)
         dtype = _DTYPES[options.dtype]
         longest = config.max_position_embeddings
@@ -87,7 +88,9 @@ class Engine:
         if fault := quantization_fault(rounded, device):
             raise ValueError(f"--quantization {fault}")
         positions = options.max_model_len
-        model = load_model(config, dtype, device, max_positions=positions, quantization=rounded, progress=progress)
+        model = load_model(
+            config, dtype, device, adapter=adapter, max_positions=positions, quantization=rounded, progress=progress
+        )
         kv_dtype = _kv_dtype(options, dtype, device)
         on_gpu = device.type == "cuda"
         max_running = options.max_running or (256 if on_gpu else 128)
@@ -127,7 +130,7 @@ class Engine:
         )
         scheduler: Scheduler[Job] = Scheduler(scheduling, pool, StepTime())
         return cls(
-            name=options.name or _name_of(options.model),
+            name=options.name or _name_of(options.adapter or options.model),
             folder=folder,
             config=config,
             device=device.type,

@@ -29,6 +29,7 @@ class WorkerOptions:
 
     listen: str
     model: str | None = None
+    adapter: str | None = None
     name: str | None = None
     engine: Literal["native", "vllm"] = "native"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -82,7 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="where gateways connect: unix:/path/to.sock, or tcp://0.0.0.0:9100, which needs --secret-env",
     )
-    add("--name", help="the model's name for clients; default: that of the folder")
+    add(
+        "--adapter",
+        metavar="FOLDER",
+        help="a LoRA adapter in PEFT's format, a folder or a hub id: merge it into the model's weights when they are "
+        "loaded, so that it costs nothing later; vLLM gets its adapters from the gateway instead",
+    )
+    add("--name", help="the model's name for clients; default: that of the adapter or the model's folder")
     add(
         "--engine",
         choices=["native", "vllm"],
@@ -199,6 +206,10 @@ def from_args(args: argparse.Namespace) -> WorkerOptions:
 
 def run(args: argparse.Namespace) -> int:
     """Run a worker with the options in ``args``; returns its exit status."""
+    if args.engine == "vllm" and args.adapter is not None:
+        said = "--adapter is for Penstock's own engine: with --engine vllm, the gateway names them (its --adapter)"
+        print(f"penstock: error: {said}; the worker needs --adapters N", file=sys.stderr)
+        return 2
     if args.engine == "vllm":
         return _become_vllm(args.vllm_python or sys.executable)
     from engine.threads import bound_spinning

@@ -142,7 +142,7 @@ class Worker:
                 case Abort():
                     self._abort(connection, message)
                 case LoadAdapter():
-                    why = "--engine native has no adapters; --engine vllm does"
+                    why = "--engine native merges one when it starts (--adapter); --engine vllm takes them later"
                     self._connections.send(connection, Failed(message.id, "invalid_request", why))
                 case Drain():
                     self.drain()

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine.checkpoint import INDEX_FILE, Checkpoint
 from engine.config import ModelConfig, ModelFault
-from engine.loader import INDEX_FILE, Checkpoint, load_model
+from engine.loader import load_model
 from engine.models.decoder import Decoder
 from tests.engine.families import Pair, save
 
