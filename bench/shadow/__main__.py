@@ -25,6 +25,7 @@ from bench.shadow.report import LOADS, SIDES, markdown
 from bench.shadow.targets import KINDS
 
 _RESULTS: Final = Path(__file__).parents[1] / "results"
+_KEPT: Final = ("rps", "errs", "cpu_us_req", "lat_us", "ttft_us")
 _COPIES: Final = re.compile(r'penstock_shadow_requests_total\{.*outcome="(\w+)".*\} (\S+)')
 
 
@@ -86,7 +87,8 @@ def measure(rig: Rig, primary: int, answering: int, turns: int) -> dict[str, Any
             for name in order:
                 port, pid = sides[name]
                 for load in LOADS if turn == 0 else ("one", "many"):
-                    found[name][load].append(_LOADS[load](rig, port, pid))
+                    figures = _LOADS[load](rig, port, pid)
+                    found[name][load].append({one: figures[one] for one in _KEPT if one in figures})
         for name, (port, pid) in sides.items():
             found[name] |= {"memory": memory(pid), "copies": copies(port)}
     return {"sides": found, "foreign": meter.read().foreign}
@@ -131,7 +133,7 @@ def main() -> int:
         "note": args.note or "",
         "rounds": rounds,
     }
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    args.out.write_text(json.dumps(found) + "\n")
     table = markdown(found)
     args.out.with_suffix(".md").write_text(table)
     print(table)
