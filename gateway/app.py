@@ -94,7 +94,7 @@ class App:
         if endpoint in _ANTHROPIC:
             messages.speak_anthropic(exchange)
         outcome: Outcome = "failed"
-        context.in_flight += 1
+        context.in_flight += not exchange.only
         context.exchanges.add(exchange)
         if context.recorder is not None and endpoint in RECORDED and not exchange.only:
             recorder = context.recorder
@@ -107,10 +107,11 @@ class App:
                 if endpoint.startswith("/admin/") and not key.admin:
                     raise errors.not_allowed("administer this server")
             await routed.handle(context, exchange, endpoint, _handler(endpoint, exchange))
-            outcome = "ok"
+            outcome = exchange.outcome or "ok"
         except ClientGone:
             outcome = "disconnected"
-            context.metrics.disconnects.inc()
+            if not exchange.only:
+                context.metrics.disconnects.inc()
         except errors.ApiError as error:
             outcome = outcome_of(error.status)
             if error.status >= 500 and endpoint not in _WHILE_DRAINING:
@@ -122,11 +123,13 @@ class App:
             log.exception("request=%s path=%s status=500", exchange.request_id, endpoint, extra=exchange.about)
             await exchange.fail(errors.internal_error())
         finally:
-            context.in_flight -= 1
+            context.in_flight -= not exchange.only
+            exchange.tab.close()
             context.exchanges.discard(exchange)
             if exchange.recording is not None:
                 exchange.recording.end(exchange.status or _CLIENT_GONE, outcome, exchange.variant)
-            context.metrics.ended(endpoint, exchange.model, exchange.status or _CLIENT_GONE, outcome)
+            if not exchange.only:
+                context.metrics.ended(endpoint, exchange.model, exchange.status or _CLIENT_GONE, outcome)
 
 
 def _handler(endpoint: str, exchange: Exchange) -> Handler:

@@ -12,7 +12,7 @@ from gateway.fleet.served_model import ServedModel
 from gateway.record.recorder import Recorder
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.keys import Key, Keyring
-from gateway.traffic.limits.limiter import Limiter
+from gateway.traffic.limits.limiter import Limiter, Tab
 from gateway.traffic.rollout.service import Rollouts
 from gateway.traffic.routes import Route
 from gateway.traffic.shadow.service import Shadows
@@ -54,8 +54,10 @@ class Upstreams(Protocol):
         sent: list[tuple[bytes, bytes]],
         body: bytes,
         key: Key,
+        tab: Tab,
         variant: str,
         request_id: str,
+        background: bool = False,
         unseen: bool = False,
     ) -> "Inside":
         """Send a request from within this way; see `gateway.lane.inside`."""
@@ -121,7 +123,7 @@ class Context:
                 return exchange.served
         found = self.models.get(name) or self.usual(name)
         if found is None:
-            if self.upstreams is not None and name in self.upstreams.names():
+            if self._is_elsewhere(name):
                 raise errors.ApiError(
                     404, f"The model '{name}' does not have this endpoint here.", code="model_not_found", param="model"
                 )
@@ -129,6 +131,13 @@ class Context:
                 raise errors.unavailable("The model is still being loaded.", 1)
             raise errors.model_not_found(name, self.names())
         return found
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether a model is served, but not here."""
+        route = self.routes.get(name)
+        if route is not None:
+            return not any(variant.target in self.awaited_targets for variant in route.plan.variants)
+        return self.upstreams is not None and name in self.upstreams.names()
 
     def names(self) -> list[str]:
         """The names that clients may ask for."""

@@ -17,7 +17,6 @@ from gateway.api.generation import abort_when_gone
 from gateway.api.request import decode
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
-from gateway.traffic.limits.limiter import Counted
 from gateway.wire import embeddings, errors
 from gateway.wire.embeddings import Embedding, EmbeddingRequest
 
@@ -44,12 +43,11 @@ async def embed(context: Context, exchange: Exchange) -> None:
     seat = context.seat(model, len(inputs), exchange.background)
     stream: OutputStream | None = None
     watcher: asyncio.Task[None] | None = None
-    counted: Counted | None = None
     tokens = used = 0
     try:
         ids = [await _tokens(model, request, index, text) for index, text in enumerate(inputs)]
         tokens = sum(map(len, ids))
-        counted = await context.limits.enter(exchange.key, model.name, tokens)
+        await exchange.tab.enter(context.limits, exchange.key, model.name, tokens)
         stream = model.fleet.open()
         watcher = asyncio.create_task(abort_when_gone(exchange, stream))
         outputs = await _run(stream, request, ids, exchange, arrived)
@@ -60,9 +58,8 @@ async def embed(context: Context, exchange: Exchange) -> None:
         used = tokens
         raise
     finally:
-        if counted is not None:
-            counted.settle(used)
-            exchange.headers += [(name.encode(), value.encode()) for name, value in counted.headers.items()]
+        exchange.tab.settle(used)
+        exchange.headers += [(name.encode(), value.encode()) for name, value in exchange.tab.headers.items()]
         seat.leave()
         if watcher is not None:
             watcher.cancel()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gateway.telemetry.lines import about
 from gateway.telemetry.metrics import Outcome, outcome_of
 from gateway.traffic.keys import ANYBODY
+from gateway.traffic.limits.limiter import Tab
 from gateway.wire import errors, sse
 
 if TYPE_CHECKING:
@@ -54,13 +55,15 @@ class Exchange:
     what the metrics count it under, ``status`` the answer's status (0 before there is one), ``params`` what the path's
     parameters stand for. ``sent`` are the request's headers. ``served`` is the model that is to answer where a route
     has chosen it, ``variant`` what the answer calls it, ``only`` the target that a request from within is for.
-    ``uncertainty`` is the mean surprisal of the answer's tokens, where it is known. ``recording`` is the record that is
-    made of the request, if there is one.
+    ``tab`` is what it has of its key's limits, ``outcome`` what has become of an answer that ended without an exception
+    but not well. ``uncertainty`` is the mean surprisal of the answer's tokens, where it is known. ``recording`` is the
+    record that is made of the request, if there is one.
     """
 
     __slots__ = (
         "_body",
         "_content_length",
+        "_events",
         "_receive",
         "_send",
         "authorization",
@@ -75,6 +78,7 @@ class Exchange:
         "model",
         "observer",
         "only",
+        "outcome",
         "params",
         "path",
         "query",
@@ -83,6 +87,7 @@ class Exchange:
         "sent",
         "served",
         "status",
+        "tab",
         "uncertainty",
         "variant",
     )
@@ -98,6 +103,8 @@ class Exchange:
         self.key = ANYBODY
         self.status = 0
         self.complete = False
+        self.outcome: Outcome | None = None
+        self.tab = Tab()
         state = scope.get("state", {})
         self.background = bool(state.get("background"))
         self.only: str = state.get("only", "")
@@ -108,6 +115,7 @@ class Exchange:
         self.recording: Recording | None = None
         self.uncertainty: float | None = None
         self._body: bytes | None = None
+        self._events = False  # the answer is a stream of them
         self.fault_body: Callable[[errors.ApiError], bytes] = _error_body
         self.fault_events: Callable[[errors.ApiError], bytes] = sse.error_event
         self.headers: list[tuple[bytes, bytes]] = []
@@ -195,6 +203,7 @@ class Exchange:
 
     async def start_stream(self) -> None:
         """Begin an answer in server-sent events; `send` and `end` follow."""
+        self._events = True
         await self._start(200, _EVENTS, None, None)
 
     async def start_download(self, size: int, content_type: bytes, headers: Mapping[str, str]) -> None:
@@ -208,6 +217,7 @@ class Exchange:
     async def end(self, events: bytes, outcome: Outcome = "ok") -> None:
         """Send the last events of a streamed answer, which ends well or otherwise."""
         self.complete = True
+        self.outcome = outcome
         await self._send_body(events, outcome)
 
     async def relay(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
@@ -215,17 +225,22 @@ class Exchange:
         self.status = status
         if status < 300:
             kinds = [value for name, value in headers if name == b"content-type"]
-            self.first(streamed=bool(kinds) and kinds[0].startswith(b"text/event-stream"))
+            self._events = bool(kinds) and kinds[0].startswith(b"text/event-stream")
+            self.first(streamed=self._events)
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def fail(self, error: errors.ApiError) -> None:
-        """Tell the client that there is no answer, or, within a stream, no more of it."""
+        """Tell the client that there is no answer, or, within a stream, no more of it.
+
+        Any other answer that has begun is left as it is: its connection is broken off then, so that the client sees it.
+        """
         if self.complete:
             return
         if self.recording is not None:
             self.recording.failed(error)
         if self.status:
-            await self.end(self.fault_events(error), "failed")
+            if self._events:
+                await self.end(self.fault_events(error), "failed")
             return
         body = self.fault_body(error)
         if error.status == 413:

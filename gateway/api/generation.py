@@ -22,7 +22,7 @@ from gateway.api.surety import Surety
 from gateway.fleet.native import OutputStream, RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.text.parts import AnswerParser
-from gateway.traffic.limits.limiter import UNSAID, Counted
+from gateway.traffic.limits.limiter import UNSAID
 from gateway.wire import errors
 from gateway.wire.generation import INT64, GenerationRequest, Usage
 
@@ -84,12 +84,12 @@ class Generation:
         watcher: asyncio.Task[None] | None = None
         seat = self._context.seat(self._model, len(prompts) * (self._request.n or 1), self._exchange.background)
         self._exchange.fault_events = self._form.fault
-        counted: Counted | None = None
-        gone = False
+        entered = gone = False
         try:
             ids = [await self._encode(prompt) for prompt in prompts]
             samplings = self._samplings(ids)
-            counted = await self._enter(samplings)
+            await self._enter(samplings)
+            entered = True
             if self._exchange.recording is not None:
                 self._exchange.recording.begin(self._model.name)
             stream = self._model.fleet.open()
@@ -112,8 +112,8 @@ class Generation:
             if not self._first:
                 self._count_end()
             self._note(stream)
-            if counted is not None:
-                counted.settle(self._used(gone))
+            if entered:
+                self._exchange.tab.settle(self._used(gone))
             if watcher is not None:
                 watcher.cancel()
             if stream is not None:
@@ -154,7 +154,7 @@ class Generation:
             if self._has_tokens(prompt)
         ]
 
-    async def _enter(self, samplings: Sequence[Sampling]) -> Counted | None:
+    async def _enter(self, samplings: Sequence[Sampling]) -> None:
         """Have the request counted for its key: with its prompts, and the longest answers that it asks for.
 
         Raises:
@@ -168,10 +168,8 @@ class Generation:
             sampling.max_tokens if limit is not None else min(UNSAID, sampling.max_tokens) for sampling in samplings
         ]
         tokens = self._prompt_tokens + sum(most) * (self._request.n or 1)
-        counted = await self._context.limits.enter(exchange.key, self._model.name, tokens)
-        if counted is not None:
-            exchange.headers += [(name.encode(), value.encode()) for name, value in counted.headers.items()]
-        return counted
+        await exchange.tab.enter(self._context.limits, exchange.key, self._model.name, tokens)
+        exchange.headers += [(name.encode(), value.encode()) for name, value in exchange.tab.headers.items()]
 
     def _used(self, gone: bool) -> int:
         """The tokens that count for the client's key: where the server has failed before it had said anything, none.

@@ -16,11 +16,22 @@ from gateway.api.context import Context
 from gateway.api.exchange import ClientGone, Exchange
 from gateway.lane.endpoints import ENDPOINTS
 from gateway.lane.exchange import CLIENT_GONE
-from gateway.lane.inside import Inside
+from gateway.lane.inside import BrokenOffError, Inside
 from gateway.lane.lane import Lane
 from gateway.lane.scan import skim
 from gateway.telemetry.metrics import Outcome, outcome_of
-from gateway.traffic.routes import HEADER, ONLY, Assignment, Cause, Route, Way, asking, cause_of, failed_code
+from gateway.traffic.routes import (
+    HEADER,
+    ONLY,
+    Assignment,
+    Cause,
+    Route,
+    Way,
+    asking,
+    cause_of,
+    failed_code,
+    is_turned_away,
+)
 from gateway.traffic.watching import Watched
 from gateway.wire import errors
 
@@ -46,13 +57,14 @@ async def handle(context: Context, exchange: Exchange, endpoint: str, handler: H
     if exchange.recording is not None:
         exchange.recording.asked(body, exchange.key.id)
     try:
-        model = skim(body).model
+        skimmed = skim(body)
     except errors.ApiError:
         await handler(context, exchange)  # it says what is wrong in its own words
         return
+    model = skimmed.model
     route = context.routes.get(model)
     if route is not None:
-        await _Answering(context, exchange, endpoint, handler, route, body).answer()
+        await _Answering(context, exchange, endpoint, handler, route, body, streams=bool(skimmed.stream)).answer()
     elif exchange.background and model not in context.models and (lane := context.lane_of(model)) is not None:
         await _pass_through(context, exchange, endpoint, lane, ONLY, lambda cause: False)
     else:
@@ -63,7 +75,15 @@ class _Answering:
     """One request of a model with a route, whose ``asked`` is the body as the client sent it."""
 
     def __init__(
-        self, context: Context, exchange: Exchange, endpoint: str, handler: Handler, route: Route, asked: bytes
+        self,
+        context: Context,
+        exchange: Exchange,
+        endpoint: str,
+        handler: Handler,
+        route: Route,
+        asked: bytes,
+        *,
+        streams: bool,
     ) -> None:
         self._context = context
         self._exchange = exchange
@@ -71,6 +91,7 @@ class _Answering:
         self._handler = handler
         self._route = route
         self._asked = asked
+        self._streams = streams
         self._headers = len(exchange.headers)
         self._clock = asyncio.get_running_loop().time
         self._end: float | None = None  # on the loop's clock
@@ -89,9 +110,12 @@ class _Answering:
         try:
             await self._answer()
             status = exchange.status
-            outcome = "ok" if status < 400 else outcome_of(status)
+            outcome = exchange.outcome or ("ok" if status < 400 else outcome_of(status))
         except errors.ApiError as error:
             status, outcome = error.status, outcome_of(error.status)
+            if self._watched is not None and is_turned_away(error.code):
+                self._watched.turned_away(status)
+                self._watched = None
             raise
         except Exception as error:
             if not isinstance(error, ClientGone):
@@ -105,15 +129,20 @@ class _Answering:
     # What the exchange calls
 
     def first(self, *, streamed: bool, token: bool) -> None:
-        if self._limit is not None:
-            with contextlib.suppress(RuntimeError):  # it came too late
-                self._limit.reschedule(self._end)
+        self._may_take_until(self._end)
         if self._watched is not None:
             self._watched.first(streamed=streamed, token=token)
 
     def add(self, data: bytes) -> None:
+        if self._exchange.complete:
+            self._may_take_until(None)  # it has only to be put on record
         if self._watched is not None:
             self._watched.add(data)
+
+    def _may_take_until(self, end: float | None) -> None:
+        if self._limit is not None:
+            with contextlib.suppress(RuntimeError):  # it came too late
+                self._limit.reschedule(end)
 
     # The ways
 
@@ -154,7 +183,7 @@ class _Answering:
 
     async def _in_time(self, way: Way, place: int) -> None:
         """Have a target answer within the limits of the route."""
-        first = self._route.plan.first_token if not self._exchange.background else None
+        first = self._to_first_token(way)
         limits = [limit for limit in (self._end, None if first is None else self._clock() + first) if limit is not None]
         try:
             async with asyncio.timeout_at(min(limits, default=None)) as self._limit:
@@ -167,6 +196,12 @@ class _Answering:
                 f"was not complete within {self._route.plan.total:g} s" if over else f"did not begin within {first:g} s"
             )
             raise errors.upstream_timeout(f"The answer did not {said}.") from None
+
+    def _to_first_token(self, way: Way) -> float | None:
+        """Seconds within which an answer has to begin; of one that comes whole from elsewhere that can't be seen."""
+        if self._exchange.background or not (self._streams or self._context.lane_to(way.target) is None):
+            return None
+        return self._route.plan.first_token
 
     async def _take(self, way: Way, place: int) -> None:
         context, exchange = self._context, self._exchange
@@ -222,15 +257,21 @@ async def _pass_through(
         sent=sent,
         body=await exchange.body(context.max_body),
         key=exchange.key,
+        tab=exchange.tab,
         variant=variant,
         request_id=exchange.request_id,
+        background=exchange.background,
         unseen=bool(exchange.only),
     )
+    exchange.model = exchange.model or inside.label
     if exchange.recording is not None:
         exchange.recording.begin(exchange.model)
     leaving = asyncio.create_task(_leave_with(exchange, inside))
     try:
         status = await inside.head()
+        if inside.error is not None:
+            exchange.headers += [(name.encode(), value.encode()) for name, value in exchange.tab.headers.items()]
+            raise inside.error
         kept: list[bytes] = []
         if status >= 400:
             kept = [await inside.beginning(_ERROR)]
@@ -244,7 +285,9 @@ async def _pass_through(
             if exchange.recording is not None:
                 exchange.recording.tokens()
             await exchange.send(part)
-        await exchange.end(b"", "ok" if status < 400 else outcome_of(status))
+        await exchange.end(b"", inside.outcome)
+    except BrokenOffError:
+        raise errors.bad_upstream("The upstream broke off its answer.") from None
     finally:
         leaving.cancel()
         inside.leave()

@@ -34,7 +34,7 @@ from gateway.telemetry.lines import about
 from gateway.telemetry.metrics import ModelMetrics, Outcome, outcome_of
 from gateway.traffic.keys import ANYBODY, Key
 from gateway.traffic.limits.limit import Account
-from gateway.traffic.limits.limiter import Counted, Entry
+from gateway.traffic.limits.limiter import Counted, Entry, Tab
 from gateway.wire import errors
 
 if TYPE_CHECKING:
@@ -75,8 +75,10 @@ class Exchange:
     """What the answer says of who made it."""
     unseen = False
     """Whether it is none of a client's: then it is counted nowhere."""
+    background = False
+    """Whether nobody waits for it: then it takes no place from those who wait."""
     inner = False
-    """Whether it is part of another request, which is on the record."""
+    """Whether it is part of another request, which is counted and on the record."""
 
     def __init__(self, lanes: "Lanes", client: Client, head: heads.RequestHead) -> None:
         self._lanes = lanes
@@ -177,12 +179,15 @@ class Exchange:
             if not self._lanes.runs(self):
                 return  # all was done, and had only to be recorded
         self._close_attempts()
-        self._lanes.context.metrics.disconnects.inc()
+        if not self.inner:
+            self._lanes.context.metrics.disconnects.inc()
         self._end(CLIENT_GONE, "disconnected")
 
     def close_after(self) -> None:
         """Let nothing follow this answer on the client's connection."""
         self._keep_alive = False
+        if self._delivery is not None:
+            self._delivery.close_after()
 
     def pause(self, paused: bool) -> None:
         """The client doesn't read as fast as the answer comes, or does again."""
@@ -228,7 +233,7 @@ class Exchange:
         """
         lanes = self._lanes
         context = lanes.context
-        if context.draining:
+        if context.draining and not self.inner:
             raise errors.shutting_down()
         key = self._key()
         skimmed = self._skimmed = self._skimmed or skim(self.body)
@@ -237,7 +242,8 @@ class Exchange:
             self._recording.asked(self.body, key.id)
         key.allow(model)
         ready = self._find_lane(key)
-        self._lane.check_room()
+        if not self.background:
+            self._lane.check_room()
         if ready[0].models:
             self.label = model
         if not self.unseen:
@@ -284,19 +290,24 @@ class Exchange:
             if isinstance(entry, errors.ApiError):
                 self._fail(entry)
                 return
-            self._client = self._meter = Meter(self._client, entry, prompt, 0 if skimmed.stream else answer)
-            try:
-                ready = self._lane.ready(self.model, perf_counter())
-                self._lane.check_room()
-                self._queue(skimmed, ready)
-            except errors.ApiError as error:
-                self._fail(error)
-            except Exception:
-                self.crashed()
+            self._let_in(entry, skimmed, prompt, answer)
 
         entry = self._lanes.context.limits.let_in(key, accounts, prompt + answer, entered)
         if entry is not None:
             entered(entry)
+
+    def _let_in(self, entry: Tab | Counted, skimmed: Skimmed, prompt: int, answer: int) -> None:
+        """Go on with what the request has of its key's limits; it may use so many tokens."""
+        self._client = self._meter = Meter(self._client, entry, prompt, 0 if skimmed.stream else answer)
+        try:
+            ready = self._lane.ready(self.model, perf_counter())
+            if not self.background:
+                self._lane.check_room()
+            self._queue(skimmed, ready)
+        except errors.ApiError as error:
+            self._fail(error)
+        except Exception:
+            self.crashed()
 
     def _queue(self, skimmed: Skimmed, ready: list[Target]) -> None:
         """Find out what placement wants to know of the request, and place it."""
@@ -304,7 +315,7 @@ class Exchange:
         lane.arrived()
         if self._recording is not None:
             self._recording.begin(self.label)
-        self._queued = not self.unseen
+        self._queued = not self.background
         lanes.context.queued += self._queued
         self.prompt = prompt = lane.prompt(skimmed)
         if lane.targets.continuing and skimmed.stream:

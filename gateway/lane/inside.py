@@ -9,7 +9,10 @@ import httptools
 
 from gateway.lane import heads
 from gateway.lane.routed import GivenExchange
+from gateway.telemetry.metrics import Outcome
 from gateway.traffic.keys import Key
+from gateway.traffic.limits.limiter import Tab
+from gateway.wire import errors
 
 if TYPE_CHECKING:
     from gateway.lane.lane import Lane
@@ -32,8 +35,10 @@ class Inside:
         sent: the request's headers.
         body: its body, whole.
         key: whose it is.
+        tab: what the request has of that key's limits.
         variant: what the answer calls who made it.
         request_id: what it is called in logs.
+        background: nobody waits for it.
         unseen: no client has asked for it.
     """
 
@@ -46,8 +51,10 @@ class Inside:
         sent: heads.Headers,
         body: bytes,
         key: Key,
+        tab: Tab,
         variant: str,
         request_id: str,
+        background: bool = False,
         unseen: bool = False,
     ) -> None:
         self.status = 0
@@ -59,10 +66,25 @@ class Inside:
         self._headed = self._over = False
         self._fault: Exception | None = None
         head = heads.RequestHead(endpoint, sent, keep_alive=True, chunked=True)
-        self._passing = GivenExchange(lanes, self, head, lane, key, variant=variant, unseen=unseen)
+        self._passing = GivenExchange(lanes, self, head, lane, key, tab, variant, background=background, unseen=unseen)
         self._passing.request_id = request_id.encode()
         self._passing.take(body)
         self._passing.start()
+
+    @property
+    def outcome(self) -> Outcome:
+        """What has become of it, once it is over."""
+        return self._passing.outcome
+
+    @property
+    def label(self) -> str:
+        """What metrics call its model."""
+        return self._passing.label
+
+    @property
+    def error(self) -> errors.ApiError | None:
+        """What the answer says is wrong, where that isn't a target's answer; known once `head` has returned."""
+        return self._passing.error
 
     async def head(self) -> int:
         """The answer's status, once it is there; `headers` then, too.

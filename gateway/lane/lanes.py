@@ -14,8 +14,10 @@ from gateway.lane.heads import Headers
 from gateway.lane.inside import Inside
 from gateway.lane.lane import Lane
 from gateway.lane.routed import RoutedExchange
+from gateway.record.recording import RECORDED
 from gateway.telemetry.metrics import Outcome
 from gateway.traffic.keys import Key
+from gateway.traffic.limits.limiter import Tab
 from gateway.wire import errors
 
 _TICK: Final = 0.25  # seconds between two looks at timeouts
@@ -96,8 +98,10 @@ class Lanes:
         sent: Headers,
         body: bytes,
         key: Key,
+        tab: Tab,
         variant: str,
         request_id: str,
+        background: bool = False,
         unseen: bool = False,
     ) -> Inside:
         """Send a request from within through ``lane``; see `Inside` for the rest."""
@@ -108,8 +112,10 @@ class Lanes:
             sent=sent,
             body=body,
             key=key,
+            tab=tab,
             variant=variant,
             request_id=request_id,
+            background=background,
             unseen=unseen,
         )
 
@@ -157,9 +163,11 @@ class Lanes:
         return b"%b%08x" % (self._id_prefix, next(self._ids))
 
     def began(self, exchange: Exchange) -> None:
-        self.context.in_flight += 1
         self._running[exchange] = None
-        if self.context.recorder is not None and not exchange.inner:
+        if exchange.inner:
+            return
+        self.context.in_flight += 1
+        if self.context.recorder is not None and exchange.endpoint in RECORDED:
             exchange.record(self.context.recorder)
 
     def runs(self, exchange: Exchange) -> bool:
@@ -168,10 +176,10 @@ class Lanes:
 
     def ended(self, exchange: Exchange, status: int, outcome: Outcome, seconds: float) -> None:
         """A request is over, ``seconds`` after its last byte."""
-        self.context.in_flight -= 1
         del self._running[exchange]
-        if exchange.unseen:
-            return
-        if exchange.counters is not None:
+        if exchange.counters is not None and not exchange.background:
             exchange.counters.duration.observe(seconds)
+        if exchange.inner:
+            return
+        self.context.in_flight -= 1
         self.context.metrics.ended(exchange.endpoint, exchange.label, status, outcome)

@@ -13,7 +13,7 @@ import msgspec
 from gateway.lane.placing import BYTES_PER_TOKEN
 from gateway.lane.scan import Skimmed, Tally
 from gateway.telemetry.metrics import Outcome
-from gateway.traffic.limits.limiter import UNSAID, Counted
+from gateway.traffic.limits.limiter import UNSAID, Counted, Tab
 
 if TYPE_CHECKING:
     from gateway.lane.exchange import Client
@@ -68,7 +68,7 @@ class Meter:
 
     __slots__ = ("_answer", "_client", "_counted", "_events", "_headers", "_prompt", "_size", "tally")
 
-    def __init__(self, client: "Client", counted: Counted, prompt: int, answer: int) -> None:
+    def __init__(self, client: "Client", counted: Counted | Tab, prompt: int, answer: int) -> None:
         self._client = client
         self.tally: Tally | None = None
         """What the answer says of itself."""

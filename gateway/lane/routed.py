@@ -12,9 +12,12 @@ from gateway.fleet.upstream.connection import Connection
 from gateway.fleet.upstream.target import Target
 from gateway.lane import heads
 from gateway.lane.exchange import Client, Exchange
+from gateway.lane.meter import estimated_prompt, longest_answer
 from gateway.lane.scan import Skimmed
 from gateway.telemetry.metrics import Outcome
 from gateway.traffic.keys import Key
+from gateway.traffic.limits.limit import Account
+from gateway.traffic.limits.limiter import Counted, Tab
 from gateway.traffic.routes import Assignment, Cause, Route, asking, cause_of, failed_code
 from gateway.traffic.watching import Watched
 from gateway.wire import errors
@@ -27,10 +30,12 @@ if TYPE_CHECKING:
 class GivenExchange(Exchange):
     """A request from within, for whoever has this ``key``, that goes to a ``lane`` which was chosen already.
 
-    It is called ``variant`` in its answer. ``unseen``: no client asked for it.
+    ``tab`` is what the whole request has of its key's limits. It is called ``variant`` in its answer. ``background``:
+    nobody waits for it; ``unseen``: no client asked for it. ``outcome`` is what has become of it, once it is over, and
+    ``error`` what it was answered with where that isn't a target's answer.
     """
 
-    __slots__ = ("_given", "_given_key", "unseen", "variant")
+    __slots__ = ("_given", "_given_key", "_tab", "background", "error", "outcome", "unseen", "variant")
 
     inner = True
 
@@ -41,21 +46,47 @@ class GivenExchange(Exchange):
         head: heads.RequestHead,
         lane: "Lane",
         key: Key,
+        tab: Tab,
         variant: str,
+        *,
+        background: bool,
         unseen: bool,
     ) -> None:
         super().__init__(lanes, client, head)
         self._given = lane
         self._given_key = key
+        self._tab = tab
         self.variant = variant.encode()
+        self.background = background
         self.unseen = unseen
+        self.error: errors.ApiError | None = None
+        self.outcome: Outcome = "failed"
 
     def _key(self) -> Key:
         return self._given_key
 
+    def _enter(self, key: Key, accounts: tuple[Account, ...], skimmed: Skimmed) -> None:
+        if self._tab.entered:  # by an earlier target
+            self._let_in(self._tab, skimmed, estimated_prompt(skimmed), longest_answer(self.endpoint, self._body))
+        else:
+            super()._enter(key, accounts, skimmed)
+
+    def _let_in(self, entry: Tab | Counted, skimmed: Skimmed, prompt: int, answer: int) -> None:
+        if isinstance(entry, Counted):
+            self._tab.take(entry)
+        super()._let_in(self._tab, skimmed, prompt, answer)
+
     def _find_lane(self, key: Key) -> list[Target]:
         self._take_lane(self._given, self.body)
         return self._given.ready(self.model, self._received)
+
+    def _fail(self, error: errors.ApiError) -> None:
+        self.error = error
+        super()._fail(error)
+
+    def _end(self, status: int, outcome: Outcome) -> None:
+        self.outcome = outcome
+        super()._end(status, outcome)
 
 
 class RoutedExchange(Exchange):
@@ -69,6 +100,7 @@ class RoutedExchange(Exchange):
         "_final",
         "_late",
         "_over",
+        "_reached",
         "_route",
         "_sent",
         "_watched",
@@ -84,6 +116,7 @@ class RoutedExchange(Exchange):
         self._assignment: Assignment | None = None
         self._at = 0
         self._asked = b""  # the body as the client sent it
+        self._reached = False  # there was a target for it
         self._sent = False  # off to some target
         self._final = False  # nothing else is tried any more
         self._watched: Watched | None = None
@@ -115,7 +148,9 @@ class RoutedExchange(Exchange):
             self._watched = context.watching.watch(self._assignment, self.endpoint, self._asked, request_id)
         if plan.total is not None:
             self._over = self._lanes.loop.call_later(plan.total, self._is_over, plan.total)
-        return self._go_to(0)
+        ready = self._go_to(0)
+        self._reached = True
+        return ready
 
     def _go_to(self, place: int) -> list[Target]:
         """Take the way at ``place`` of the assignment, or the next one after it that can be taken.
@@ -231,12 +266,16 @@ class RoutedExchange(Exchange):
         cause = cause_of(error.status, error.code)
         if self._can_fall_back(cause):
             self._fall_back(cause, error.status)
-        else:
-            super()._fail(error)
+            return
+        if self._watched is not None and self._reached and not self._sent:
+            self._watched.turned_away(error.status)
+            self._watched = None
+        super()._fail(error)
 
     def _end(self, status: int, outcome: Outcome) -> None:
         self._cancel(self._late, self._over)
-        self._lanes.context.metrics.variant_ended(self._route.name, self.variant.decode(), outcome)
+        if self._assignment is not None:
+            self._lanes.context.metrics.variant_ended(self._route.name, self.variant.decode(), outcome)
         if self._watched is not None:
             self._watched.ended(status, outcome)
         super()._end(status, outcome)

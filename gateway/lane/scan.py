@@ -45,6 +45,8 @@ def skim(body: bytes) -> Skimmed:
         raise errors.invalid_field(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise errors.invalid_json(str(error)) from None
+    except RecursionError:
+        raise errors.invalid_json("it is nested too deeply") from None
 
 
 class _Named(msgspec.Struct):

@@ -49,6 +49,11 @@ class Delivery:
         self._flush()
         self._finish()
 
+    def close_after(self) -> None:
+        """Nothing may follow this answer, even if it is complete already."""
+        if self._close is not None:
+            self._close = True
+
     def leave(self) -> None:
         """The client has gone: nothing is for it any more."""
         self._client = None

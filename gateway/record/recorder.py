@@ -104,6 +104,8 @@ class Recorder:
         if mode is None:
             plan = self._plan
             said = [plan.models.get(model, plan.content), plan.keys.get(key, plan.content)]
+            if not model:  # nobody knows whose words these are
+                said += plan.models.values()
             mode = self._modes[model, key] = max(said, key=_STRICTER.index)
         return Content(mode)
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from flywheel.record import VERSION, Record, Sampling, Timing, count_gap
-from gateway.lane.scan import NO_TALLY, TAIL, tally
+from gateway.careful import careful
+from gateway.lane.scan import NO_TALLY, TAIL, skim, tally
 from gateway.record.recorder import Done, Recorder
 from gateway.telemetry.metrics import Outcome
 from gateway.telemetry.trace import NOTHING, Carried
@@ -112,9 +113,9 @@ class Recording:
             return
         try:
             said = _asked.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             said = _Asked()
-        record.request_model = _text(said.model)
+        record.request_model = _text(said.model) or _model(body)
         record.content = self._recorder.content_of(record.request_model, key)
         record.content.input = body
         metadata = said.metadata if isinstance(said.metadata, dict) else {}
@@ -132,7 +133,8 @@ class Recording:
         self.record.model = model
         self.timing.queued = self._now()
         self._begun = True
-        self._recorder.begin(self.record)
+        with careful:
+            self._recorder.begin(self.record)
 
     def placed(self, target: str, worker: str) -> None:
         """It is sent to somebody who may answer; what has come from others is thrown away."""
@@ -193,6 +195,15 @@ class Recording:
         if self.over:
             return
         self.over = True
+        with careful:
+            self._complete(status, outcome, variant)
+            self._recorder.end(self.record, self.trace, done)
+            return
+        if done is not None:
+            done(False)
+
+    def _complete(self, status: int, outcome: Outcome, variant: bytes) -> None:
+        """Note how it has ended."""
         record, timing = self.record, self.timing
         record.status, record.outcome, record.variant = status, outcome, variant.decode()
         if self._last:
@@ -202,7 +213,6 @@ class Recording:
             self._count()
         if record.content is not None and self._output:
             record.content.output = b"".join(self._output)
-        self._recorder.end(record, self.trace, done)
 
     async def finish(self, status: int, outcome: Outcome, variant: bytes) -> None:
         """The same, for who can wait until the rest may go out."""
@@ -237,6 +247,14 @@ class Recording:
         return perf_counter() - self._started
 
 
+def _model(body: bytes) -> str:
+    """The model of a body not all of which can be read."""
+    try:
+        return _text(skim(body).model)
+    except ApiError:
+        return ""
+
+
 def _sampling(said: _Asked) -> Sampling:
     most = [said.max_completion_tokens, said.max_tokens, said.max_output_tokens]
     stops = said.stop_sequences if said.stop is None else said.stop
@@ -254,7 +272,12 @@ def _sampling(said: _Asked) -> Sampling:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _whole(value: Any) -> int | None:

@@ -37,6 +37,11 @@ def cause_of(status: int, code: str | None = None) -> Cause | None:
     return _BY_STATUS.get(status, "error" if status >= 500 else None)
 
 
+def is_turned_away(code: str | None) -> bool:
+    """Whether this is said to a client because one of its key's limits is reached: no variant had to do with it."""
+    return code in _LIMITS
+
+
 def failed_code(status: int, body: bytes) -> str | None:
     """The code of an error that a target answered with, as far as it tells causes apart.
 
@@ -181,7 +186,7 @@ _said: Final = msgspec.json.Decoder(_Said)
 
 
 def asking(rule: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], key: str, request_id: str) -> Asking:
-    """Who asks, as far as ``rule`` wants to know: the body is only looked at where it has to be.
+    """Who asks, as far as ``rule`` wants to know: the body is only looked at where it has to be, and can be.
 
     A user is OpenAI's ``user`` or ``safety_identifier``, or Anthropic's ``metadata.user_id``; a session the header
     ``x-session-id``, or OpenAI's ``prompt_cache_key``.
@@ -189,14 +194,21 @@ def asking(rule: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], key: 
     if rule == "key":
         return Asking(key=key, request=request_id)
     if rule == "user":
-        return Asking(user=_first(_users(_said.decode(body))), request=request_id)
+        return Asking(user=_first(_users(_read(body))), request=request_id)
     if rule == "session" or rule.startswith("header:"):
         named = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         session = named.get("x-session-id", "")
         if rule == "session" and not session:
-            session = _first([_said.decode(body).prompt_cache_key])
+            session = _first([_read(body).prompt_cache_key])
         return Asking(session=session, headers=named, request=request_id)
     return Asking(request=request_id)
+
+
+def _read(body: bytes) -> _Said:
+    try:
+        return _said.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Said()  # who answers says what is wrong with it
 
 
 def _users(said: _Said) -> Iterator[Any]:

@@ -8,15 +8,18 @@ from itertools import count
 from time import perf_counter
 from typing import Final
 
+from gateway.careful import careful
 from gateway.lane.scan import TAIL, tally, tally_whole
 from gateway.telemetry.metrics import Outcome
-from gateway.traffic.answers import Collector
+from gateway.traffic.answers import Collector, Said
 from gateway.traffic.ending import Ending
 from gateway.traffic.rollout.service import Rollouts
 from gateway.traffic.routes import Assignment
 from gateway.traffic.shadow.sampling import ShadowPlan
 from gateway.traffic.shadow.service import Copies, Shadows
 
+_NO_ANSWER: Final = frozenset({"/v1/messages/count_tokens"})
+"""What is asked for there is no answer of a model."""
 _EVENT: Final = b"data: "
 _OTHER_EVENTS: Final = 2
 """Of a stream's events have no token: the role's, and the last one."""
@@ -35,8 +38,15 @@ class Watching:
 
         ``body`` is what its shadows get, as the client sent it.
         """
+        with careful:
+            return self._watch(assignment, endpoint, body, request_id)
+        return None
+
+    def _watch(self, assignment: Assignment, endpoint: str, body: bytes, request_id: str) -> "Watched | None":
         route = assignment.route
         plan = route.plan
+        if endpoint in _NO_ANSWER:
+            return None
         uid = None
         if plan.rollout is not None and assignment.by_chance and self.rollouts.weight(route.name) is not None:
             uid = next(self._uids)
@@ -94,13 +104,15 @@ class Watched:
         self._first = perf_counter()
         self._streamed = streamed
         self._timed = streamed or token
-        if self._uid is not None and self._timed:
-            self._watching.rollouts.began(self._model, self._uid, self._first - self._came)
+        watching = self._watching
+        with careful:
+            if self._uid is not None and self._timed:
+                watching.rollouts.began(self._model, self._uid, self._first - self._came)
+            if self._shadows:
+                self._copies = watching.shadows.copy(self._model, self._endpoint, self._body, self._shadows, self._id)
         if self._shadows:
-            watching = self._watching
-            self._copies = watching.shadows.copy(self._model, self._endpoint, self._body, self._shadows, self._id)
             self._body = b""
-            if not self._copies.wanted:  # all were dropped
+            if self._copies is None or not self._copies.wanted:  # all were dropped
                 self._copies = None
                 self._idle = self._uid is None
                 if not self._reads:
@@ -125,18 +137,27 @@ class Watched:
         """Not all of the answer is seen here: what it says isn't to be known."""
         self._collector = None
 
+    def turned_away(self, status: int) -> None:
+        """It is over before any variant had to do with it: one of its key's limits is reached. To be called once."""
+        self.ended(status, "invalid")
+
     def ended(self, status: int, outcome: Outcome) -> None:
         """The request is over. To be called once."""
         if self._idle:
             return
-        ending = self._ending(status, outcome)
+        ending = Ending(status, outcome)
+        with careful:
+            ending = self._ending(status, outcome)
         if self._uid is not None:
-            self._watching.rollouts.ended(self._model, self._uid, ending, self._id)
+            with careful:
+                self._watching.rollouts.ended(self._model, self._uid, ending, self._id)
         if self._copies is not None:
-            said = (
-                self._collector.said(self._endpoint, streamed=self._streamed) if self._collector is not None else None
-            )
-            self._copies.primary(ending, said)
+            with careful:
+                self._copies.primary(ending, self._said())
+
+    def _said(self) -> Said | None:
+        found = self._collector
+        return found.said(self._endpoint, streamed=self._streamed) if found is not None else None
 
     def _ending(self, status: int, outcome: Outcome) -> Ending:
         now = perf_counter()

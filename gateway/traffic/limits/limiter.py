@@ -1,7 +1,7 @@
 """May a request go on, and what did it use? What both ways that a request can take share: limits, headers, metrics."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from gateway.telemetry.metrics import Metrics
@@ -31,6 +31,49 @@ class Counted:
         """It is over, and has used this many tokens. To be called once."""
         self._reservation.settle(used)
         self._metrics.key_used(self._key, used)
+
+
+class Tab:
+    """What one request has of its key's limits, whoever tries to answer it: it is let in once, and settled once."""
+
+    __slots__ = ("_counted", "_used")
+
+    def __init__(self) -> None:
+        self._counted: Counted | None = None
+        self._used = 0
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What goes with its answer."""
+        return self._counted.headers if self._counted is not None else {}
+
+    @property
+    def entered(self) -> bool:
+        """Whether it was let in, and anything limits it."""
+        return self._counted is not None
+
+    def take(self, counted: Counted) -> None:
+        """It was let in."""
+        self._counted = counted
+
+    async def enter(self, limiter: "Limiter", key: Key, model: str, tokens: int) -> None:
+        """Have it let in, if it wasn't before.
+
+        Raises:
+            ApiError: 429 or 503, see `Limiter.enter`.
+        """
+        if self._counted is None:
+            self._counted = await limiter.enter(key, model, tokens)
+
+    def settle(self, used: int) -> None:
+        """Somebody has answered it, or has tried to, and this has used so many tokens."""
+        self._used += used
+
+    def close(self) -> None:
+        """It is over. Once is enough, more do no harm."""
+        if self._counted is not None:
+            self._counted.settle(self._used)
+            self._counted = None
 
 
 Entry = Counted | errors.ApiError
