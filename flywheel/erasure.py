@@ -17,7 +17,7 @@ import duckdb
 from flywheel.compaction import Compacted, Item, alone, compact, feedback_table, records_table
 from flywheel.record import Record
 from flywheel.table import literal
-from flywheel.user_keys import UserKeys
+from flywheel.user_keys import UserKeys, keys_path
 
 # What a record has of its user, and what it is set to.
 _RECORD_BLANKS: Final = {
@@ -33,11 +33,6 @@ class Retained(NamedTuple):
     too_old: int
     too_large: int
     files: int
-
-
-def keys_path(folder: Path) -> Path:
-    """Where a log has its users' keys."""
-    return folder / "keys.sqlite"
 
 
 def open_keys(folder: Path) -> UserKeys | None:

@@ -32,6 +32,11 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(dict[str, bytes]).decode
 
 
+def keys_path(folder: Path) -> Path:
+    """Where a log has its users' keys."""
+    return folder / "keys.sqlite"
+
+
 class UserKeys:
     """The keys in ``path``, which is made if need be. For one thread; several processes may have the same file.
 

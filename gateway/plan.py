@@ -25,7 +25,7 @@ from gateway.traffic.routes import RoutePlan
 
 # What a file says of each target, and the command line of its only one.
 _OF_TARGETS: Final = (
-    *("model", "served_model_name", "engine", "vllm_python", "vllm_args", "device", "dtype", "quantization"),
+    *("model", "adapter", "served_model_name", "engine", "vllm_python", "vllm_args", "device", "dtype", "quantization"),
     *("max_model_len", "max_running", "kv_memory", "kv_dtype", "gpu_memory", "block_size", "threads", "ttft", "tpot"),
     *("replicas", "worker", "worker_secret_env", "worker_tls_ca", "placement", "max_wait", "tool_parser"),
     *("reasoning_parser", "kv_events", "kv_replay", "upstream", "upstream_file", "upstream_api_key_env"),
@@ -122,6 +122,11 @@ def make_plan(settings: Settings) -> Plan:
     client_keys(settings)
     if settings.config is not None:
         return _of_file(settings, settings.config)
+    if settings.merged_adapter is not None:
+        raise SettingsError(
+            "--adapter needs --engine vllm. Penstock's own engine serves a model with an adapter as another model: "
+            "give each a target in a file (--config), the one with adapter: FOLDER"
+        )
     telemetry = telemetry_plan(settings, None, os.environ)
     if not (settings.upstream or settings.upstream_file):
         return Plan({"w": settings}, telemetry=telemetry)
@@ -253,6 +258,8 @@ def _recorded(config: Config) -> RecordPlan | None:
         path=config.log.path,
         content=config.log.content,
         durability=config.log.durability,
+        days=max(1, round(config.log.retain / 86_400)) if config.log.retain is not None else None,
+        size=config.log.retain_size,
         models={name: model.content for name, model in config.models.items() if model.content is not None},
         keys={key.id: key.content for key in config.keys if key.content is not None},
     )
@@ -265,10 +272,15 @@ def _native(settings: Settings, name: str, target: NativeTarget | VllmTarget) ->
         for field in _OF_TARGETS
         if hasattr(target, _RENAMED.get(field, field))
     }
+    said["adapter"] = (f"{_ADAPTER}={target.adapter}",) if target.adapter is not None else ()
     if isinstance(target, VllmTarget):
         arguments = target.vllm_args
         said |= {"engine": "vllm", "vllm_args": msgspec.json.encode(arguments).decode() if arguments else None}
-        said["adapter"] = (f"{_ADAPTER}={target.adapter}",) if target.adapter is not None else ()
+    elif target.adapter is not None and target.workers:
+        raise SettingsError(
+            "adapter is for workers that are started here: start the others with penstock worker MODEL --adapter "
+            f"{target.adapter}, and leave it out"
+        )
     return msgspec.structs.replace(settings, served_model_name=name, **said)
 
 

@@ -25,6 +25,7 @@ from gateway.lane.placer import placing
 from gateway.lane.service import Passing
 from gateway.plan import Plan, UpstreamPlan, differences, keyring, make_plan, upstream_options
 from gateway.record.recorder import Recorder
+from gateway.record.upkeep import Upkeep
 from gateway.settings import Settings, SettingsError
 from gateway.telemetry.telemetry import Telemetry
 from gateway.text.template import TemplateError
@@ -81,6 +82,7 @@ class Serving:
         self._command_of = command_of
         self._on_progress = on_progress
         self._data = data
+        self._leads = leads
         self._app: Application | None = None
         self._rollouts = context.rollouts = Rollouts(data, leads=leads)
         self._rollouts.on_change = self._weigh
@@ -126,6 +128,8 @@ class Serving:
         watching = [asyncio.create_task(self._rollouts.run()), asyncio.create_task(self._shadows.run())]
         if self.lanes is not None:
             watching.append(asyncio.create_task(self.lanes.tick()))
+        if (record := self.plan.record) is not None and self._leads:
+            watching.append(asyncio.create_task(Upkeep(Path(record.path), record.days, record.size).run()))
         try:
             await self._failed
         finally:

@@ -15,7 +15,9 @@ ARROWS = {
     "scheduler": frozenset[str](),
     "engine": frozenset({"kernels", "scheduler"}),
     "flywheel": frozenset[str](),
-    "gateway": frozenset({"scheduler", "engine.link", "flywheel.record", "flywheel.log", "flywheel.content"}),
+    "gateway": frozenset(
+        {"scheduler", "engine.link", "flywheel.record", "flywheel.log", "flywheel.content", "flywheel.user_keys"}
+    ),
     # On a GPU machine the engine is judged as the tests judge it, before it is timed.
     "bench": frozenset(
         {"kernels", "scheduler", "engine", "gateway", "flywheel", "tests.engine.driving", "tests.engine.families"}

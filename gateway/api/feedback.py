@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from flywheel.record import VERSION, Feedback, encode
+from flywheel.record import VERSION, Feedback
 from gateway.api.context import Context
 from gateway.api.exchange import Exchange
 from gateway.api.request import decode
@@ -30,8 +30,8 @@ async def give_feedback(context: Context, exchange: Exchange) -> None:
 
 async def _record(context: Context, exchange: Exchange, said: feedback.FeedbackRequest) -> bool:
     """Put feedback into the request log; whether it is there."""
-    log = context.recorder.log if context.recorder is not None else None
-    if log is None:
+    recorder = context.recorder
+    if recorder is None:
         return False
     written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     made = Feedback(
@@ -51,5 +51,5 @@ async def _record(context: Context, exchange: Exchange, said: feedback.FeedbackR
         if not written.done():
             written.set_result(is_written)
 
-    log.feedback(said.request_id, encode(made), done)
+    recorder.feedback(made, done)
     return await written

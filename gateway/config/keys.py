@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from flywheel.content import Mode
 from gateway.config.document import Document, Fault, Path
-from gateway.record.recorder import Mode
 from gateway.traffic.keys import Key, KeyHash, parse_hash
 from gateway.traffic.limits.limit import Limits, Rate, parse_amount, parse_rate
 

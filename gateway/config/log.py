@@ -5,8 +5,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from flywheel.content import Mode
 from flywheel.log import Durability
-from gateway.record.recorder import Mode
+from gateway.config.values import Seconds, Size
 
 
 class RequestLog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,3 +28,9 @@ class RequestLog(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "stops, for a few milliseconds more before each answer's end"
         ),
     ] = "os"
+    retain: Annotated[
+        Seconds | None, Meta(description="how long requests are kept, in whole days, such as 30d; default: for ever")
+    ] = None
+    retain_size: Annotated[
+        Size | None, Meta(description="how large the table may become before its oldest days go; default: any")
+    ] = None

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from flywheel.content import Mode
 from gateway.config.document import Document, Fault, Path
 from gateway.config.values import Seconds, Share
-from gateway.record.recorder import Mode
 from gateway.traffic.edit import Edit
 from gateway.traffic.rollout.guard import guard_names
 from gateway.traffic.rollout.rollout import RolloutConfig

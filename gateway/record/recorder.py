@@ -4,24 +4,27 @@ They go into the request log, if there is one, and into telemetry, if that is on
 """
 
 import contextlib
+import logging
 import secrets
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
+from flywheel.content import MODES, Mode, keep, keep_feedback
 from flywheel.log import Durability, Log
-from flywheel.record import Content, Record, encode
-from gateway.batches.folder import write_whole
+from flywheel.record import Content, Feedback, Record, encode
+from flywheel.user_keys import UserKeys, keys_path
 from gateway.telemetry.telemetry import Telemetry
 from gateway.telemetry.trace import Carried, Trace, Traces
 
-Mode = Literal["full", "redacted", "hash", "none"]
-_STRICTER: Final = ("full", "redacted", "hash", "none")
-_REMEMBERED: Final = 100_000  # ids that clients gave, to tell repeated ones apart
+log = logging.getLogger(__name__)
+
+_REMEMBERED: Final = 20_000  # ids of requests, to tell those apart that clients give twice
+_OTHER: Final = "\0"  # a model that no setting is about, whatever a client calls it
 
 Done = Callable[[bool], None]
 
@@ -30,11 +33,14 @@ class RecordPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How requests are recorded.
 
     ``content`` is how much of what is said is kept; models and keys may say otherwise, and the strictest holds.
+    ``days`` and ``size`` (bytes) are what is kept of the table.
     """
 
     path: str
     content: Mode = "full"
     durability: Durability = "os"
+    days: int | None = None
+    size: int | None = None
     models: Mapping[str, Mode] = {}
     keys: Mapping[str, Mode] = {}
 
@@ -55,7 +61,8 @@ class Recorder:
         self._modes: dict[tuple[str, str], Mode] = {}
         self._ids: set[str] = set()
         self._order: deque[str] = deque()
-        self._pepper = b""
+        self._keys: UserKeys | None = None
+        self._warned = False
 
     def change(self, plan: RecordPlan | None) -> bool:
         """Keep more or less of what is said from now on; False where a plan wants more than that."""
@@ -71,7 +78,8 @@ class Recorder:
         """Close what an earlier process left open, and be ready. Called in the event loop."""
         if self.log is not None and self._plan is not None:
             self.log.start()
-            self._pepper = _secret(Path(self._plan.path) / "hash.key")
+            with contextlib.suppress(OSError, sqlite3.Error):
+                self._keys = UserKeys(keys_path(Path(self._plan.path)))
         if self.telemetry is not None:
             self.telemetry.start()
 
@@ -79,6 +87,8 @@ class Recorder:
         """Write what is left."""
         if self.log is not None:
             self.log.close()
+        if self._keys is not None:
+            self._keys.close()
         if self.telemetry is not None:
             self.telemetry.close()
 
@@ -98,16 +108,21 @@ class Recorder:
 
     def content_of(self, model: str, key: str) -> Content:
         """An empty content, with the mode of requests for ``model`` by ``key``."""
+        return Content(self._mode(model, key))
+
+    def _mode(self, model: str, key: str) -> Mode:
         if self._plan is None:
-            return Content()
+            return "none"
+        plan = self._plan
+        if model and model not in plan.models:
+            model = _OTHER
         mode = self._modes.get((model, key))
         if mode is None:
-            plan = self._plan
             said = [plan.models.get(model, plan.content), plan.keys.get(key, plan.content)]
             if not model:  # nobody knows whose words these are
                 said += plan.models.values()
-            mode = self._modes[model, key] = max(said, key=_STRICTER.index)
-        return Content(mode)
+            mode = self._modes[model, key] = max(said, key=MODES.index)
+        return mode
 
     def begin(self, record: Record) -> None:
         """A request is let in. What it says comes with its end."""
@@ -119,8 +134,7 @@ class Recorder:
 
     def end(self, record: Record, trace: Trace, done: Done | None) -> None:
         """A request is over."""
-        if record.content is not None:
-            self._keep(record.content)
+        self._keep(record)
         if self.telemetry is not None:
             self.telemetry.ended(record, trace)
         if self.log is not None:
@@ -128,23 +142,30 @@ class Recorder:
         elif done is not None:
             done(False)
 
-    def _keep(self, content: Content) -> None:
-        """Leave of ``content`` what its mode says."""
-        if content.mode == "full":
+    def _keep(self, record: Record) -> None:
+        """Leave of what was said what the mode says, sealed under its user's key where there is a user."""
+        content = record.content
+        if content is None:
             return
-        if content.mode == "hash":
-            content.input_hash = self._hash(content.input)
-            content.output_hash = self._hash(content.output)
-        content.input = content.output = None
+        try:
+            mode = self._mode(record.request_model, record.key)
+            if self._keys is None and mode != "none":
+                raise OSError("the users' keys can't be had")
+            record.content = keep(mode, content.input, content.output, user=record.user, keys=self._keys)
+        except (OSError, sqlite3.Error) as error:
+            record.content = Content("none")
+            if not self._warned:
+                log.error("what was said can't be recorded, only that it was: %s", error)
+            self._warned = True
 
-    def _hash(self, text: bytes | None) -> bytes | None:
-        return blake2b(text, key=self._pepper, digest_size=16).digest() if text is not None else None
-
-
-def _secret(path: Path) -> bytes:
-    """What hashes in this log are keyed with, so that nobody can try texts out; made the first time."""
-    with contextlib.suppress(OSError):
-        if not path.exists():
-            write_whole(path, secrets.token_bytes(32))
-        return path.read_bytes()
-    return secrets.token_bytes(32)  # the disk doesn't take it: equal texts are equal for this process only
+    def feedback(self, feedback: Feedback, done: Done) -> None:
+        """Somebody thinks something of an answer."""
+        if self.log is None or self._plan is None:
+            done(False)
+            return
+        mode = self._plan.keys.get(feedback.key, self._plan.content)
+        try:
+            kept = keep_feedback(mode if self._keys is not None else "none", feedback, self._keys)
+        except sqlite3.Error:
+            kept = keep_feedback("none", feedback)
+        self.log.feedback(kept.request_id, encode(kept), done)

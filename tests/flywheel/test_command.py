@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 import penstock
-from flywheel.erasure import keys_path
 from flywheel.record import VERSION, Content, Feedback, Record, Timing
-from flywheel.user_keys import UserKeys
+from flywheel.user_keys import UserKeys, keys_path
 from tests.flywheel.log.driving import record
 from tests.flywheel.test_compaction import write
 

@@ -8,12 +8,12 @@ import pytest
 
 from flywheel.compaction import compact, records_table
 from flywheel.content import keep, keep_feedback
-from flywheel.erasure import Retained, erase, keys_path, open_keys, retain
+from flywheel.erasure import Retained, erase, open_keys, retain
 from flywheel.log import Log
 from flywheel.maintenance import maintain
 from flywheel.query import connect
 from flywheel.record import VERSION, Feedback, Record
-from flywheel.user_keys import UserKeys
+from flywheel.user_keys import UserKeys, keys_path
 from tests.flywheel.log.driving import RECEIVED, append, record
 from tests.flywheel.test_compaction import write
 

@@ -9,6 +9,7 @@ import pytest
 from flywheel.log.frame import Kind
 from flywheel.log.reading import read_frames
 from flywheel.record import decode_feedback
+from flywheel.user_keys import UserKeys, keys_path
 from gateway.traffic.rollout.blocks import LATE
 from tests.gateway.harness import run
 from tests.gateway.lane.harness import until
@@ -37,7 +38,10 @@ def test_feedback_goes_into_the_log(tmp_path: Path, model_folder: Path) -> None:
             [frame] = [frame for frame in read_frames(tmp_path / "log") if frame.kind == Kind.FEEDBACK]
             found = decode_feedback(frame.body)
             assert (found.request_id, found.score, found.label, found.user) == ("req-1", 0.5, "meh", "u")
-            assert found.correction == "better so"
+            assert found.correction is None and found.sealed is not None  # only the user's key opens it
+            keys = UserKeys(keys_path(tmp_path / "log"))
+            assert keys.unseal("u", found.sealed) == {"correction": b"better so"}
+            keys.close()
             for wrong in ({"request_id": "req-1"}, {"score": 1}, {"request_id": "", "score": 1}):
                 assert (await gateway.post(wrong, "/v1/feedback")).status == 400
 

@@ -10,6 +10,7 @@ import pytest
 from flywheel.log.frame import Kind
 from flywheel.log.reading import read_frames
 from flywheel.record import Record, decode_record
+from flywheel.user_keys import UserKeys, keys_path
 from tests.gateway.harness import run
 from tests.gateway.lane.upstream import USAGE, Talk, obliging
 from tests.gateway.traffic.harness import chat, configured
@@ -20,6 +21,21 @@ MODELS = "models: {chat: {target: a, timeout: {total: 5s}}, plain: {target: a}}\
 
 def records(folder: Path) -> list[Record]:
     return [decode_record(frame.body) for frame in read_frames(folder / "log") if frame.kind == Kind.RECORD]
+
+
+def said(folder: Path, record: Record) -> tuple[bytes, bytes]:
+    """What was asked and answered, unsealed."""
+    content = record.content
+    assert content is not None
+    if content.sealed is None:
+        return content.input or b"", content.output or b""
+    assert content.input is content.output is None
+    keys = UserKeys(keys_path(folder / "log"))
+    try:
+        found = keys.unseal(record.user, content.sealed) or {}
+        return found["input"], found["output"]
+    finally:
+        keys.close()
 
 
 async def record_of(folder: Path, count: int = 1) -> Record:
@@ -56,8 +72,8 @@ def test_an_answer_is_on_record(model: str, here: int | None, stream: bool, tmp_
             assert (record.model, record.request_model, record.endpoint) == (model, model, "/v1/chat/completions")
             assert (record.user, record.tags, record.stream) == ("u1", {"team": "x"}, stream)
             assert record.sampling is not None and record.sampling.temperature == 0 and record.sampling.max_tokens == 20
-            assert record.content is not None and record.content.output is not None
-            assert json.loads(record.content.input or b"")["messages"][0]["content"] == "hi"
+            asked_text, answered = said(tmp_path, record)
+            assert json.loads(asked_text)["messages"][0]["content"] == "hi"
             assert record.target == "a" or record.worker
             assert record.attempts >= 1 or here == 0
             timing = record.timing
@@ -68,7 +84,7 @@ def test_an_answer_is_on_record(model: str, here: int | None, stream: bool, tmp_
                     USAGE["prompt_tokens"],
                     USAGE["completion_tokens"],
                 )
-                assert b"three" in record.content.output
+                assert b"three" in answered
             else:
                 assert record.output_tokens == 4 and record.uncertainty is not None
                 assert record.uncertainty.mean_logprob is not None and record.uncertainty.mean_entropy is not None
@@ -176,6 +192,23 @@ def test_how_much_is_kept(tmp_path: Path, model_folder: Path) -> None:
             assert first is not None and second is not None and third is not None
             assert first.input_hash == second.input_hash is not None and third.input_hash is None
             assert not any(b"one two three" in frame.body for frame in read_frames(tmp_path / "log"))
+
+    run(scenario())
+
+
+def test_what_is_redacted_never_touches_the_disk(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, obliging) as (section, _),
+            configured(tmp_path, settings(tmp_path, "redacted") + section) as gateway,
+        ):
+            await gateway.post(chat("I am ada@example.org, my card is 4111 1111 1111 1111", user="ada"))
+            await gateway.post(chat("I am ada@example.org"))
+            first, second = records(tmp_path)
+            assert b"I am" in said(tmp_path, first)[0] and b"ada@" not in said(tmp_path, first)[0]
+            assert b"4111" not in said(tmp_path, first)[0]
+            assert second.content is not None and second.content.sealed is None  # nobody to forget
+            assert not any(b"ada@" in frame.body for frame in read_frames(tmp_path / "log"))
 
     run(scenario())
 
