@@ -606,6 +606,8 @@ class Exchange:
         status = connection.status
         if self._meter is not None:
             self._meter.tally = tally
+        if self._recording is not None:
+            self._recording.told(tally)
         if tally is not NO_TALLY:
             self._lane.count(self, tally)
             if self._belief is not None:
@@ -669,6 +671,8 @@ class Exchange:
             self._lane.count(self, said)
             if self._meter is not None:
                 self._meter.tally = said
+            if self._recording is not None:
+                self._recording.told(said)
         self._end(200, "ok")
         self._client.done(not self._keep_alive)
 

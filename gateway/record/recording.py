@@ -14,7 +14,7 @@ import msgspec
 
 from flywheel.record import VERSION, Record, Sampling, Timing, count_gap
 from gateway.careful import careful
-from gateway.lane.scan import NO_TALLY, TAIL, skim, tally
+from gateway.lane.scan import TAIL, Tally, skim, tally
 from gateway.record.recorder import Done, Recorder
 from gateway.telemetry.metrics import Outcome
 from gateway.telemetry.trace import NOTHING, Carried
@@ -93,7 +93,7 @@ class Recording:
         self.timing = Timing()
         self.record = Record(
             VERSION,
-            recorder.unique(request_id),
+            recorder.unique(request_id) if self._keeps else request_id,
             time.time_ns() // 1000,
             operation_name=_OPERATIONS.get(endpoint, endpoint.rpartition("/")[2]),
             endpoint=endpoint,
@@ -175,6 +175,16 @@ class Recording:
         record.input_tokens, record.cached_tokens, record.output_tokens = prompt, cached, output
         record.reasoning_tokens, record.finish_reasons = reasoning, finish_reasons
 
+    def told(self, said: Tally) -> None:
+        """What a whole answer says of itself."""
+        self._tail = b""
+        if said.prompt_tokens > 0:
+            record = self.record
+            record.input_tokens, record.cached_tokens = said.prompt_tokens, said.cached_tokens
+            record.output_tokens = said.output_tokens
+        if said.finish_reason:
+            self.record.finish_reasons = (said.finish_reason,)
+
     def failed(self, error: ApiError) -> None:
         """The client is told of an error."""
         self.record.error_type, self.record.error_message = error.code or "", error.message[:_MESSAGE]
@@ -210,7 +220,7 @@ class Recording:
             timing.last_token = self._last
         timing.ended = self._now()
         if record.output_tokens is None and self._tail:
-            self._count()
+            self.told(tally(self._tail))
         if record.content is not None and self._output:
             record.content.output = b"".join(self._output)
 
@@ -227,21 +237,6 @@ class Recording:
 
         self.end(status, outcome, variant, done)
         await written
-
-    def _count(self) -> None:
-        """Note what the answer says of itself."""
-        said = tally(self._tail)
-        if said is not NO_TALLY:
-            known = said.prompt_tokens > 0
-            self.counted(
-                prompt=said.prompt_tokens,
-                cached=said.cached_tokens,
-                output=said.output_tokens,
-                reasoning=None,
-                finish_reasons=(said.finish_reason,) if said.finish_reason else (),
-            )
-            if not known:
-                self.record.input_tokens = self.record.cached_tokens = self.record.output_tokens = None
 
     def _now(self) -> float:
         return perf_counter() - self._started

@@ -73,6 +73,11 @@ class Exporter:
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Traces that are yet to be sent."""
+        return len(self._queue)
+
     def add(self, record: Record, trace: Trace) -> None:
         """A request has ended, whose trace is kept."""
         if len(self._queue) >= self._most:
@@ -143,11 +148,22 @@ class Exporter:
                 yield Metric(measure.name, measure.help, measure.unit, data)
 
 
+class _HashedOnce(Resource):
+    """The encoder asks for a resource's hash with each span, which is a fifth of its time: that of all its JSON."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource.attributes, resource.schema_url)
+        self._hash = hash(resource)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 def _resource() -> Resource:
     """Who we are: what OpenTelemetry's variables say, and what they don't."""
     said = OTELResourceDetector().detect().attributes
     ours = {"service.name": "penstock", "service.version": _version(), "service.instance.id": str(uuid.uuid4())}
-    return Resource.create({**ours, **said})
+    return _HashedOnce(Resource.create({**ours, **said}))
 
 
 def _version() -> str:

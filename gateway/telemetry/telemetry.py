@@ -35,6 +35,11 @@ class Telemetry:
         """Traces that the collector didn't take, or that there was no room for."""
         return self._exporter.lost if self._exporter is not None else 0
 
+    @property
+    def waiting(self) -> int:
+        """Traces that are yet to be sent."""
+        return self._exporter.waiting if self._exporter is not None else 0
+
     def change(self, plan: TelemetryPlan | None) -> bool:
         """Keep more or fewer traces from now on; False where a plan wants more than that."""
         if plan is None or msgspec.structs.replace(plan, share=self._plan.share) != self._plan:

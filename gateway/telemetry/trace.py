@@ -5,10 +5,12 @@ request begins a trace of its own, and of these a share is kept, by their ids: t
 ``parentbased_traceidratio`` decide, so that everybody who samples a trace by its id comes to the same end.
 """
 
-import random
 import re
 from collections.abc import Iterable
+from random import getrandbits
 from typing import Final, NamedTuple
+
+import msgspec
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -34,7 +36,7 @@ class Carried(NamedTuple):
 NOTHING: Final = Carried()
 
 
-class Trace(NamedTuple):
+class Trace(msgspec.Struct, frozen=True, gc=False):
     """A request's place in a trace, in hex. ``parent_id`` is the client's span; empty where the trace begins here."""
 
     trace_id: str
@@ -46,7 +48,7 @@ class Trace(NamedTuple):
     @property
     def lines(self) -> bytes:
         """The header lines for whoever gets the request next, with our span as the parent."""
-        lines = f"traceparent: 00-{self.trace_id}-{self.span_id}-0{int(self.sampled)}\r\n".encode()
+        lines = f"traceparent: 00-{self.trace_id}-{self.span_id}-0{'1' if self.sampled else '0'}\r\n".encode()
         return lines + b"tracestate: %b\r\n" % self.state if self.state else lines
 
     def onto(self, headers: Headers) -> Headers:
@@ -80,11 +82,20 @@ class Traces:
 
     def join(self, carried: Carried) -> Trace:
         """The place of a request that came with ``carried``."""
-        bits = random.getrandbits(192) or 1
+        if carried is not NOTHING and (taken := _taken_over(carried)) is not None:
+            return taken
+        bits = getrandbits(192)
         drawn = f"{bits:048x}"
-        if carried.parent and (found := _PARENT.fullmatch(carried.parent.strip())) is not None:
-            version, trace_id, parent_id, flags, more = found.groups()
-            if trace_id != _NO_TRACE and parent_id != _NO_SPAN and not (version == b"00" and more):
-                sampled = bool(int(flags, 16) & 1)
-                return Trace(trace_id.decode(), drawn[32:], parent_id.decode(), sampled, carried.state)
-        return Trace(drawn[:32], drawn[32:], sampled=(bits >> 64) & _LOW < self._bound)
+        return Trace(drawn[:32], drawn[32:], "", (bits >> 64) & _LOW < self._bound)
+
+
+def _taken_over(carried: Carried) -> Trace | None:
+    """A place in the client's trace; None where it doesn't say which, or not in a way that is right."""
+    found = _PARENT.fullmatch(carried.parent.strip())
+    if found is None:
+        return None
+    version, trace_id, parent_id, flags, more = found.groups()
+    if trace_id == _NO_TRACE or parent_id == _NO_SPAN or (version == b"00" and more):
+        return None
+    sampled = bool(int(flags, 16) & 1)
+    return Trace(trace_id.decode(), f"{getrandbits(64):016x}", parent_id.decode(), sampled, carried.state)
