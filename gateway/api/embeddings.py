@@ -48,6 +48,8 @@ async def embed(context: Context, exchange: Exchange) -> None:
         ids = [await _tokens(model, request, index, text) for index, text in enumerate(inputs)]
         tokens = sum(map(len, ids))
         await exchange.tab.enter(context.limits, exchange.key, model.name, tokens)
+        if exchange.recording is not None:
+            exchange.recording.begin(model.name)
         stream = model.fleet.open()
         watcher = asyncio.create_task(abort_when_gone(exchange, stream))
         outputs = await _run(stream, request, ids, exchange, arrived)
@@ -61,6 +63,9 @@ async def embed(context: Context, exchange: Exchange) -> None:
         exchange.tab.settle(used)
         exchange.headers += [(name.encode(), value.encode()) for name, value in exchange.tab.headers.items()]
         seat.leave()
+        if exchange.recording is not None and stream is not None and stream.placed is not None:
+            exchange.recording.reached(stream.placed)
+            exchange.recording.record.worker = stream.worker
         if watcher is not None:
             watcher.cancel()
         if stream is not None:

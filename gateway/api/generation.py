@@ -313,6 +313,8 @@ class Generation:
         recording.record.adapter = stream.adapter if stream is not None else ""
         if stream is not None and stream.worker:
             recording.record.worker = stream.worker
+        if stream is not None and stream.placed is not None:
+            recording.reached(stream.placed)
         if not self._first:
             usage = self._usage()
             recording.counted(

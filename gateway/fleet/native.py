@@ -15,6 +15,7 @@ import ssl
 import sys
 from array import array
 from collections.abc import Callable, Collection, Sequence
+from time import perf_counter
 from typing import Protocol, TypedDict, Unpack, cast
 
 import msgspec
@@ -168,13 +169,15 @@ class OutputStream:
     request never has more outputs than its ``max_tokens``. All its requests are for ``adapter``, if there is one.
     """
 
-    __slots__ = ("_asks", "_carrier", "_outputs", "_reason", "_waiter", "adapter", "worker")
+    __slots__ = ("_asks", "_carrier", "_outputs", "_reason", "_waiter", "adapter", "placed", "worker")
 
     def __init__(self, carrier: Carrier, adapter: str = "") -> None:
         self._carrier = carrier
         self.adapter = adapter
         self.worker = ""
         """The name of the worker from which something came last for the first time."""
+        self.placed: float | None = None
+        """When a worker got the first of the requests, by ``perf_counter``; None: it is still to be placed."""
         self._asks: dict[int, Ask] = {}
         self._outputs: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -355,6 +358,8 @@ class WorkerLink(asyncio.Protocol):
         ask.link = self
         ask.fresh = True
         ask.placements += 1
+        if ask.stream.placed is None:
+            ask.stream.placed = perf_counter()
         self._transport.write(frame(ask.message(self.loop.time())))
 
     async def load_adapter(self, name: str, folder: str) -> None:

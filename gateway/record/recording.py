@@ -145,6 +145,11 @@ class Recording:
         if self.timing.placed is None:
             self.timing.placed = self._now()
 
+    def reached(self, moment: float) -> None:
+        """A worker of ours has got it, at ``moment`` by ``perf_counter``."""
+        self.record.attempts = max(self.record.attempts, 1)
+        self.timing.placed = max(0.0, moment - self._started)
+
     def tokens(self) -> None:
         """Tokens of the answer are there."""
         now = self._now()

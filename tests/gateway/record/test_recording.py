@@ -75,10 +75,11 @@ def test_an_answer_is_on_record(model: str, here: int | None, stream: bool, tmp_
             asked_text, answered = said(tmp_path, record)
             assert json.loads(asked_text)["messages"][0]["content"] == "hi"
             assert record.target == "a" or record.worker
-            assert record.attempts >= 1 or here == 0
+            assert record.attempts == 1
             timing = record.timing
             assert timing is not None and timing.first_token is not None and timing.ended is not None
-            assert (timing.queued or 0) <= timing.first_token <= timing.ended
+            assert timing.queued is not None and timing.placed is not None
+            assert timing.queued <= timing.placed <= timing.first_token <= timing.ended
             if here is None:
                 assert (record.input_tokens, record.output_tokens) == (
                     USAGE["prompt_tokens"],
