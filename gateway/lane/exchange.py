@@ -26,7 +26,7 @@ from gateway.lane.placing import NO_PROMPT, Prompt
 from gateway.lane.precise import Precise
 from gateway.lane.prompt_tokens import Reader
 from gateway.lane.scan import NO_TALLY, Skimmed, Tally, renamed, skim, tally, tally_whole
-from gateway.lane.stream import Stream
+from gateway.lane.stream import Seen, Stream
 from gateway.record.delivery import Delivery
 from gateway.record.recorder import Recorder
 from gateway.record.recording import Recording
@@ -457,8 +457,6 @@ class Exchange:
     # What connections to targets call
 
     def on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
-        if self._recording is not None and data and self._winner in (None, connection):
-            self._recording.arrived(data)
         try:
             if self._winner is None:
                 if not data and not ended:
@@ -563,8 +561,12 @@ class Exchange:
         so_far, continues = self._so_far, connection.target.continues
         if so_far is not None and events and connection.status == 200 and so_far.follows(continues):
             so_far.begin(continues)
-            return Remembering(self._client, head, so_far, chunked=chunked)
-        return Stream(self._client, head, events=events, chunked=chunked)
+            return Remembering(self._client, head, so_far, chunked=chunked, seen=self._seen())
+        return Stream(self._client, head, events=events, chunked=chunked, seen=self._seen())
+
+    def _seen(self) -> Seen | None:
+        """Who is told of what the client gets to read, if anybody is."""
+        return self._recording.arrived if self._recording is not None else None
 
     def _keep(self, connection: Connection, data: bytes) -> None:
         """Keep a part of an answer that is no stream, or begin to send it on if it is long."""
@@ -585,6 +587,8 @@ class Exchange:
             self._drop(connection)
             self._fail(replaced)
             return
+        if (seen := self._seen()) is not None:
+            seen(data)
         self._client.write(heads.answer(_lines(connection), self.request_id, self.variant, data, self._keep_alive))
         self._finish(connection, tally_whole(data) if status == 200 else NO_TALLY)
 

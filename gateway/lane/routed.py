@@ -14,6 +14,7 @@ from gateway.lane import heads
 from gateway.lane.exchange import Client, Exchange
 from gateway.lane.meter import estimated_prompt, longest_answer
 from gateway.lane.scan import Skimmed
+from gateway.lane.stream import Seen
 from gateway.telemetry.metrics import Outcome
 from gateway.traffic.keys import Key
 from gateway.traffic.limits.limit import Account
@@ -214,11 +215,6 @@ class RoutedExchange(Exchange):
             self._late = self._lanes.loop.call_later(limit, self._is_late, limit)
         super()._queue(skimmed, ready)
 
-    def _send(self, target: Target) -> None:
-        if self._watched is not None:
-            self._watched.again()
-        super()._send(target)
-
     # Time
 
     def _is_late(self, limit: float) -> None:
@@ -235,16 +231,14 @@ class RoutedExchange(Exchange):
 
     # The answer
 
-    def on_data(self, connection: Connection, data: bytes, ended: bool) -> None:
-        watched = self._watched
-        if watched is not None and data and connection.status < 300 and self._winner in (None, connection):
-            watched.add(data)
-        super().on_data(connection, data, ended)
+    def _seen(self) -> Seen | None:
+        return self._see if self._watched is not None else super()._seen()
 
-    def goes_on(self, connection: Connection) -> None:
-        if self._watched is not None:
-            self._watched.unreadable()
-        super().goes_on(connection)
+    def _see(self, data: bytes) -> None:
+        if self._recording is not None:
+            self._recording.arrived(data)
+        if self._watched is not None and self._winner is not None and self._winner.status < 300:
+            self._watched.add(data)
 
     def _win(self, connection: Connection) -> None:
         self._cancel(self._late)

@@ -1,5 +1,6 @@
 """How does an answer go to the client while it still comes? Whole events at a time, and never silently cut short."""
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway.lane.scan import TAIL
@@ -7,6 +8,10 @@ from gateway.lane.scan import TAIL
 _LONGEST_EVENT: Final = 1 << 22  # a longer one goes on in pieces
 ENDS: Final = (b"\n\n", b"\r\n\r\n")
 """What an event ends with."""
+
+
+Seen = Callable[[bytes], None]
+"""Told of what a client gets to read."""
 
 
 class Writer(Protocol):
@@ -24,15 +29,17 @@ class Stream:
         events: whether these are server-sent events: then what isn't a whole event yet waits for the rest of it, so
             that an error can be put after any of them.
         chunked: whether the client understands chunks; else the end of the connection is the answer's.
+        seen: told of what is sent on.
     """
 
-    __slots__ = ("_chunked", "_head", "_last", "_older", "_oldest", "_partial", "_writer", "events")
+    __slots__ = ("_chunked", "_head", "_last", "_older", "_oldest", "_partial", "_seen", "_writer", "events")
 
-    def __init__(self, writer: Writer, head: bytes, *, events: bool, chunked: bool) -> None:
+    def __init__(self, writer: Writer, head: bytes, *, events: bool, chunked: bool, seen: Seen | None = None) -> None:
         self._writer = writer
         self._head = head
         self.events = events
         self._chunked = chunked
+        self._seen = seen
         self._partial = b""
         self._oldest = self._older = self._last = b""
 
@@ -59,6 +66,8 @@ class Stream:
                 data = self._hold_back(data)
         if data:
             self._oldest, self._older, self._last = self._older, self._last, data
+            if self._seen is not None:
+                self._seen(data)
         head = self._head
         if head:
             self._head = b""

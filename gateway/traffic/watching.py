@@ -127,16 +127,6 @@ class Watched:
         if self._collector is not None:
             self._collector.add(data)
 
-    def again(self) -> None:
-        """What has come is thrown away: the request was sent once more."""
-        self._events, self._tail = 0, b""
-        if self._collector is not None:
-            self._collector = Collector()
-
-    def unreadable(self) -> None:
-        """Not all of the answer is seen here: what it says isn't to be known."""
-        self._collector = None
-
     def turned_away(self, status: int) -> None:
         """It is over before any variant had to do with it: one of its key's limits is reached. To be called once."""
         self.ended(status, "invalid")

@@ -70,12 +70,16 @@ def chat(text: str = "hi", **fields: Any) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def configured(folder: Path, text: str, *, ready: bool = True, max_queue: int = 100) -> AsyncIterator[Gateway]:
+async def configured(
+    folder: Path, text: str, *, ready: bool = True, max_queue: int = 100, **options: Any
+) -> AsyncIterator[Gateway]:
     """A gateway that serves what ``text``, a configuration file, says; ``ready``: all of its targets are up."""
     file = folder / "penstock.yaml"
     file.write_text(text)
     context = Context(max_queue=max_queue, max_body=1 << 20)
-    serving = Serving(Settings(config=str(file)), context, folder, lambda *_: ["false"], data=folder / "data")
+    serving = Serving(
+        Settings(config=str(file), **options), context, folder, lambda *_: ["false"], data=folder / "data"
+    )
     app = App(context)
     serving.answer_with(app)
     make: Any = protocol(serving.lanes) if serving.lanes is not None else HttpProtocol
