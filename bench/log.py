@@ -266,8 +266,8 @@ def measure_compacting(folder: Path, count: int, size: int) -> Compacting:
         )
 
 
-def measure_kills(folder: Path, count: int) -> dict[str, Kills]:
-    """Both durabilities; every 25 kills what there is is compacted."""
+def measure_kills(folder: Path, count: int, before: dict[str, Kills]) -> dict[str, Kills]:
+    """Both durabilities, added to ``before``; every 25 kills what there is is compacted."""
     found = {}
     for durability in ("os", "disk"):
         with tempfile.TemporaryDirectory(dir=folder) as inside:
@@ -282,7 +282,10 @@ def measure_kills(folder: Path, count: int) -> dict[str, Kills]:
                 with connect(log) as database:
                     return [row[0] for row in database.execute("SELECT request_id FROM records").fetchall()]
 
-            found[durability] = run_kills(log, count, read, durability=durability, between=between)
+            old = before.get(durability, Kills())
+            new = run_kills(log, count, read, durability=durability, seed=old.kills, between=between)
+            fields = ((getattr(old, name), getattr(new, name)) for name in Kills.__struct_fields__)
+            found[durability] = Kills(*(one + other for one, other in fields))
     return found
 
 
@@ -353,6 +356,7 @@ def main() -> None:
     parser.add_argument("--compact", type=int, default=0, help="records to compact")
     parser.add_argument("--text", type=int, default=TEXT_BYTES, help="bytes of text of those (default: 5000)")
     parser.add_argument("--kills", type=int, default=0, help="processes to kill with each durability")
+    parser.add_argument("--more", action="store_true", help="add to the kills in --out, instead of replacing them")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--out", type=Path, default=Path("bench/results/log.json"))
     args = parser.parse_args()
@@ -368,7 +372,7 @@ def main() -> None:
         others = [old for old in result.compacting if old.size // 100 != one.size // 100]
         result.compacting = sorted([*others, one], key=lambda row: -row.size)
     if args.kills:
-        result.kills = measure_kills(args.folder, args.kills)
+        result.kills = measure_kills(args.folder, args.kills, result.kills if args.more else {})
     publish(args.out, result, page(result))
     print(page(result), end="")
 
