@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flywheel.log.folder import Segment, closed_path, segments, writer_folders
-from flywheel.log.frame import Frame, Frames
+from flywheel.log.frame import START_SIZE, Frame, Frames
 
 
 def read_segment(segment: Segment) -> bytes | None:
@@ -20,6 +20,15 @@ def read_segment(segment: Segment) -> bytes | None:
 def all_segments(log: Path) -> list[Segment]:
     """Those of all writers that ``log`` has had."""
     return [segment for folder in writer_folders(log) for segment in segments(folder)]
+
+
+def anything_closed(log: Path) -> bool:
+    """Whether ``log`` has closed segments with frames. What the table has of a writer's newest is emptied, not gone."""
+    return any(
+        segment.path.stat().st_size > START_SIZE
+        for segment in all_segments(log)
+        if segment.closed and segment.path.exists()
+    )
 
 
 def read_frames(log: Path) -> Iterator[Frame]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
+from flywheel.log.reading import anything_closed
 from gateway.fleet.worker_process import package_environment
 
 _LOOK_EVERY: Final = 15.0  # seconds between two looks whether there is anything to do
@@ -48,7 +49,7 @@ class Upkeep:
 
     def _waiting(self) -> bool:
         """Whether a closed segment is there."""
-        return next(self._folder.glob("segments/*/*.log"), None) is not None
+        return anything_closed(self._folder)
 
     async def _once(self) -> None:
         status, said = await _run([sys.executable, "-P", "-m", "penstock", "log", "compact", *self._words])

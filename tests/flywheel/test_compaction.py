@@ -16,7 +16,7 @@ from flywheel.compaction import BusyError, Compacted, alone, compact, feedback_t
 from flywheel.log import Log
 from flywheel.log.folder import closed_path, open_path, segments, writer_folders
 from flywheel.log.frame import Kind, Salt
-from flywheel.log.reading import all_segments
+from flywheel.log.reading import all_segments, anything_closed
 from flywheel.record import VERSION, Content, Feedback, Record, encode
 from flywheel.table import Table
 from tests.flywheel.log.driving import append, begin, record, with_text
@@ -69,12 +69,14 @@ def test_a_chunk_is_a_commit_and_segments_go_with_it(tmp_path: Path) -> None:
     write(tmp_path, *(with_text(number, 100) for number in range(20)), segment_bytes=500)
     count = len(all_segments(tmp_path))
     assert count > 3
+    assert anything_closed(tmp_path)
     told: list[Compacted] = []
     assert compact(tmp_path, chunk_bytes=600, progress=told.append).records == 20
     assert len(told) > 1
     assert [one.records for one in told] == sorted(one.records for one in told)
     assert read(records_table(tmp_path)) == names(*range(20))
     assert [segment.number for segment in all_segments(tmp_path)] == [count]  # the newest stays, for its number
+    assert not anything_closed(tmp_path)
 
 
 def test_numbers_go_on_after_compaction(tmp_path: Path) -> None:
