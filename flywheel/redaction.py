@@ -12,12 +12,16 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+# Each begins with what the search can leap to; what must not stand before it is looked at from behind that: a pattern
+# that begins by looking back is tried at every place, 70 µs for 5 kB where this takes 10 µs.
 _EMAIL: Final = re.compile(r"(?<![\w.+%-])[\w.+%'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
-_CARD: Final = re.compile(r"(?<![\w.,+-])\d(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)")
-_IBAN: Final = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
-_IPV4: Final = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
+_CARD: Final = re.compile(r"\d(?<![\w.,+-]\d)(?:[ -]?\d){12,18}(?![\w-]|[.,]\d)")
+_IBAN: Final = re.compile(r"[A-Z](?<!\w[A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
+_IPV4: Final = re.compile(r"\d(?<![\w.-]\d)\d{0,2}(?:\.\d{1,3}){3}(?![\w-]|\.\d)")
+_IPV6_INSIDE: Final = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _IPV6: Final = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]{2,39}(?:\.\d{1,3}){0,3}(?![\w:])")
 _VERSION: Final = re.compile(r"(?:\bv|\bversion|\brelease|\bbuild|==|>=)[ .:]{0,2}$", re.IGNORECASE)
+_PHONE_INSIDE: Final = re.compile(r"\d[\d ().\-/]{6}")
 _PHONE: Final = re.compile(
     r"(?<![\w.+/-])(?:"
     r"\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ ./-]?\d{2,4}){1,5}"  # +44 20 7946 0958
@@ -27,18 +31,41 @@ _PHONE: Final = re.compile(
     r"|0\d(?:[ .]\d{2}){4}"  # 01 23 45 67 89
     r")(?![\w/]|[.,-]\d)"
 )
+
+
+class _Secret(NamedTuple):
+    """A pattern that is tried only where one of ``marks`` is; its group ``secret``, or all of it, is one."""
+
+    marks: tuple[str, ...]
+    pattern: re.Pattern[str]
+
+
 _SECRETS: Final = (
-    re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{0,10000}?-----END [A-Z ]{0,30}PRIVATE KEY-----", re.DOTALL),
-    re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}"),  # a JSON web token
-    re.compile(r"(?<![\w-])(?:sk|pk|rk|ps|xox[abeoprs]|glpat|pypi|dop_v1)[-_][\w-]{16,}"),
-    re.compile(r"(?<!\w)(?:gh[opsur]|github_pat|hf|npm|shpat|sq0\w{3})_[\w]{16,}"),
-    re.compile(r"(?<!\w)(?:AKIA|ASIA)[0-9A-Z]{16}(?!\w)"),
-    re.compile(r"(?<!\w)AIza[\w-]{35}"),
-    re.compile(r"(?<!\w)[Bb]earer +(?P<secret>(?=[\w.~+/-]{0,200}\d)[\w.~+/-]{16,}={0,2})"),
-    re.compile(
-        r"""(?i)(?:api[_-]?key|secret|token|passw(?:or)?d|passphrase|access[_-]?key)["']?\s{0,3}[:=]\s{0,3}["']?"""
-        r"""(?P<secret>(?=[^\s"',;]{0,200}\d)[^\s"',;<>(){}$]{8,200})"""
+    _Secret(
+        ("-----BEGIN ",),
+        re.compile(
+            r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{0,10000}?-----END [A-Z ]{0,30}PRIVATE KEY-----", re.DOTALL
+        ),
     ),
+    _Secret(("eyJ",), re.compile(r"(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}")),  # a JSON web token
+    _Secret(
+        ("sk-", "sk_", "pk-", "pk_", "rk-", "rk_", "ps-", "ps_", "xox", "glpat-", "pypi-", "dop_v1_"),
+        re.compile(r"(?<![\w-])(?:sk|pk|rk|ps|xox[abeoprs]|glpat|pypi|dop_v1)[-_][\w-]{16,}"),
+    ),
+    _Secret(
+        ("gho_", "ghp_", "ghs_", "ghu_", "ghr_", "github_pat_", "hf_", "npm_", "shpat_", "sq0"),
+        re.compile(r"(?<!\w)(?:gh[opsur]|github_pat|hf|npm|shpat|sq0\w{3})_[\w]{16,}"),
+    ),
+    _Secret(("AKIA", "ASIA"), re.compile(r"(?<!\w)(?:AKIA|ASIA)[0-9A-Z]{16}(?!\w)")),
+    _Secret(("AIza",), re.compile(r"(?<!\w)AIza[\w-]{35}")),
+    _Secret(("earer ",), re.compile(r"(?<!\w)[Bb]earer +(?P<secret>(?=[\w.~+/-]{0,200}\d)[\w.~+/-]{16,}={0,2})")),
+)
+_NAMES_OF_SECRETS: Final = (
+    *("api_key", "api-key", "apikey", "access_key", "access-key", "accesskey"),
+    *("secret", "token", "password", "passwd", "passphrase"),
+)
+_NAMED: Final = re.compile(
+    r"""\w{0,4}["']?\s{0,3}[:=]\s{0,3}["']?(?P<secret>(?=[^\s"',;]{0,200}\d)[^\s"',;<>(){}$]{8,200})"""
 )
 _ANY_DIGITS: Final = re.compile(r"\d")
 
@@ -97,19 +124,37 @@ def _walk(value: Any) -> Any:
 
 def _candidates(text: str) -> Iterator[Finding]:
     """All that is something; what comes first is right where two overlap."""
-    for pattern in _SECRETS:
-        group = "secret" if "secret" in pattern.groupindex else 0
-        for match in pattern.finditer(text):
-            yield Finding(*match.span(group), "SECRET")
+    for marks, pattern in _SECRETS:
+        if any(mark in text for mark in marks):
+            group = "secret" if "secret" in pattern.groupindex else 0
+            for match in pattern.finditer(text):
+                yield Finding(*match.span(group), "SECRET")
+    yield from _named_secrets(text)
     if "@" in text:
         yield from _matches(_EMAIL, text, "EMAIL", lambda match: ".." not in match[0])
-    if ":" in text:
+    if _IPV6_INSIDE.search(text) is not None:
         yield from _matches(_IPV6, text, "IP", _is_ipv6)
     if _ANY_DIGITS.search(text) is not None:
         yield from _matches(_IBAN, text, "IBAN", lambda match: _is_iban(match[0]))
         yield from _matches(_CARD, text, "CARD", lambda match: _is_card(match[0]))
         yield from _matches(_IPV4, text, "IP", _is_ipv4)
-        yield from _matches(_PHONE, text, "PHONE", lambda match: _is_phone(match[0]))
+        if _PHONE_INSIDE.search(text) is not None:
+            yield from _matches(_PHONE, text, "PHONE", lambda match: _is_phone(match[0]))
+
+
+def _named_secrets(text: str) -> Iterator[Finding]:
+    """What follows the name of a secret: ``api_key = …``."""
+    lower = text.lower()
+    if len(lower) != len(text):  # a letter that is two in lower case; then places would not be the same
+        lower = text
+    for name in _NAMES_OF_SECRETS:
+        place = lower.find(name)
+        while place >= 0:
+            place += len(name)
+            match = _NAMED.match(text, place)
+            if match is not None:
+                yield Finding(*match.span("secret"), "SECRET")
+            place = lower.find(name, place)
 
 
 def _matches(
