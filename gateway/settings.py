@@ -477,6 +477,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.kv_replay is not None and self.kv_events is None:
             raise SettingsError("--kv-replay needs --kv-events: there is nothing to replay without it")
 
+    @property
+    def merged_adapter(self) -> str | None:
+        """The folder of the adapter that the workers started here merge into their weights, if they do that."""
+        if self.engine != "native" or self.worker or not self.adapter:
+            return None
+        return parse_adapter(self.adapter[0])[1]
+
 
 def _check_upstreams(upstreams: tuple[str, ...]) -> None:
     from gateway.fleet.upstream.sources import parse_source
@@ -501,10 +508,8 @@ def parse_adapter(text: str) -> tuple[str, str]:
 
 
 def _check_adapters(settings: "Settings") -> None:
-    if settings.engine == "native" and not settings.worker:
-        raise SettingsError("--adapter needs --engine vllm: Penstock's own engine has no adapters")
     names = [parse_adapter(one)[0] for one in settings.adapter]
-    if len(set(names)) < len(names) or settings.served_model_name in names:
+    if settings.merged_adapter is None and (len(set(names)) < len(names) or settings.served_model_name in names):
         raise SettingsError("--adapter: each adapter needs a name of its own")
 
 

@@ -35,6 +35,13 @@ class _Workers(msgspec.Struct, frozen=True, kw_only=True):
     """A model that workers compute which speak Penstock's own link."""
 
     model: Annotated[str | None, _as("model")] = None
+    adapter: Annotated[
+        str | None,
+        Meta(
+            description="serve the model with this LoRA adapter, a folder in PEFT's format: Penstock's own engine "
+            "merges it into the weights when it loads them, vLLM computes it beside them"
+        ),
+    ] = None
     replicas: Annotated[Count, _as("replicas")] = 1
     workers: Annotated[
         tuple[str, ...],
@@ -81,9 +88,6 @@ class VllmTarget(_Workers, frozen=True, kw_only=True, forbid_unknown_fields=True
     vllm_python: Annotated[str | None, _as("vllm_python")] = None
     vllm_args: Annotated[
         dict[str, Any] | None, Meta(description="more of vLLM's own engine arguments, such as tensor_parallel_size: 2")
-    ] = None
-    adapter: Annotated[
-        str | None, Meta(description="serve the model with this LoRA adapter, a folder in PEFT's format")
     ] = None
 
 

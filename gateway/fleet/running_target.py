@@ -53,7 +53,8 @@ class RunningTarget:
         self._metrics = metrics
         self._on_model = on_model
         self._name = name
-        self._adapters = dict(parse_adapter(one) for one in settings.adapter)
+        beside = settings.adapter if settings.merged_adapter is None else ()
+        self._adapters = dict(parse_adapter(one) for one in beside)
         self._roster = Roster(self.models, self._make_fleet, self._load, self._adapters)
         self.crew = recruit(settings, directory, command_of, metrics, self._roster, on_progress, place or Place())
 
@@ -126,6 +127,8 @@ class RunningTarget:
         if self._name and self._adapters:  # who names the target means its adapter
             model = model.adapted(next(iter(self._adapters)), model.name)
             model.parent = settings.model or model.parent
+        elif settings.merged_adapter is not None:
+            model.parent = settings.model or ""
         self._on_model(self, model)
         for name in self._adapters if not self._name else ():
             adapted = self.models[name] = model.adapted(name, name)

@@ -208,7 +208,9 @@ def worker_command(settings: Settings, address: str) -> list[str]:
         *("kv_events", "kv_replay", "vllm_args"),
     ):
         options[flag(field)] = getattr(settings, field)
-    if settings.adapter:
+    if settings.merged_adapter is not None:
+        options["--adapter"] = settings.merged_adapter
+    elif settings.adapter:
         options["--adapters"] = str(len(settings.adapter))
     for option, value in options.items():
         if value is not None:

@@ -66,10 +66,12 @@ def test_every_family_with_ranks_and_alphas_of_all_kinds(name: str, tmp_path: Pa
         {"target_modules": "all-linear"},
         {"target_modules": r".*layers\.[02]\.self_attn\.(q|v)_proj"},
         {"target_modules": ["up_proj", "down_proj"], "layers_to_transform": [1, 2]},
-        {"target_modules": ["q_proj", "gate_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
-        {"target_modules": ["q_proj"], "exclude_modules": r".*\.1\..*"},
+        {
+            "target_modules": ["q_proj", "gate_proj"],
+            "exclude_modules": ["layers.0.self_attn.q_proj"],
+            "lora_dropout": 0.5,
+        },
         {"target_modules": ["q_proj"], "modules_to_save": ["norm", "k_proj"]},
-        {"target_modules": ["q_proj"], "init_lora_weights": "gaussian", "lora_dropout": 0.5},
     ],
 )
 def test_whatever_parts_it_is_for(fields: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

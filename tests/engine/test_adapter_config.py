@@ -20,7 +20,7 @@ def write(folder: Path, content: Any) -> Path:
 
 
 def test_what_peft_writes_of_its_own_accord_is_understood(tmp_path: Path) -> None:
-    LoraConfig(target_modules=["q_proj"]).save_pretrained(str(tmp_path))
+    LoraConfig(target_modules=["q_proj"], init_lora_weights="gaussian").save_pretrained(str(tmp_path))
     config = AdapterConfig.load(tmp_path)
     assert (config.rank(QUERY), config.scaling(QUERY), config.targets(QUERY), config.targets(UP)) == (
         8,

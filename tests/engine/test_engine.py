@@ -2,12 +2,14 @@ import logging
 from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 
 from engine.config import ModelFault
 from engine.engine import Engine
 from engine.job import Job
 from engine.link import Sampling
 from engine.options import WorkerOptions
+from tests.engine.adapters import adapt
 from tests.models import CONTEXT, llama_folder
 
 
@@ -41,6 +43,15 @@ def job(uid: int, **changes: object) -> Job:
 def test_it_is_named_after_its_folder_or_as_told(engine: Engine, folder: Path) -> None:
     assert engine.name == "a-llama"
     assert Engine.build(options(folder, name="other"), silent).name == "other"
+
+
+def test_with_an_adapter_it_is_named_after_that(folder: Path, tmp_path: Path) -> None:
+    adapted = adapt(LlamaForCausalLM.from_pretrained(folder), tmp_path / "lawyer")
+    assert Engine.build(options(folder, adapter=str(adapted.folder)), silent).name == "lawyer"
+    with pytest.raises(ModelFault, match="is no adapter in PEFT's format"):
+        Engine.build(options(folder, adapter=str(folder)), silent)
+    with pytest.raises(ModelFault, match="nowhere is no folder"):
+        Engine.build(options(folder, adapter="./nowhere"), silent)
 
 
 def test_nothing_to_do_is_no_step(engine: Engine) -> None:

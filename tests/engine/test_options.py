@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from engine.options import WorkerOptions, add_arguments, from_args, parse_size
+from engine.options import WorkerOptions, add_arguments, from_args, parse_size, run
 
 
 def parse(*words: str) -> WorkerOptions:
@@ -17,15 +17,15 @@ def test_defaults_are_those_of_the_struct() -> None:
 
 def test_everything_given() -> None:
     words = (
-        "./m --listen unix:/x --name n --device cpu --dtype float32 --max-model-len 100 --max-running 3 "
+        "./m --listen unix:/x --adapter ./a --name n --device cpu --dtype float32 --max-model-len 100 --max-running 3 "
         "--kv-memory 2MiB --kv-dtype fp8 --gpu-memory 0.5 --block-size 8 "
         "--threads 2 --ttft 0.5 --tpot 0.1 --kv-events tcp://127.0.0.1:1 "
         "--kv-replay tcp://127.0.0.1:2 --parent-pid 7"
     )
     assert parse(*words.split()) == WorkerOptions(
-        listen="unix:/x", model="./m", name="n", device="cpu", dtype="float32", max_model_len=100, max_running=3,
-        kv_memory=2 * 2**20, kv_dtype="fp8", gpu_memory=0.5, block_size=8, threads=2, ttft=0.5, tpot=0.1, kv_events="tcp://127.0.0.1:1",
-        kv_replay="tcp://127.0.0.1:2", parent_pid=7,
+        listen="unix:/x", model="./m", adapter="./a", name="n", device="cpu", dtype="float32",
+        max_model_len=100, max_running=3, kv_memory=2 * 2**20, kv_dtype="fp8", gpu_memory=0.5, block_size=8, threads=2,
+        ttft=0.5, tpot=0.1, kv_events="tcp://127.0.0.1:1", kv_replay="tcp://127.0.0.1:2", parent_pid=7,
     )  # fmt: skip
 
 
@@ -46,6 +46,13 @@ def test_nonsense_is_named(words: str, said: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         parse(*words.split())
     assert said in capsys.readouterr().err
+
+
+def test_vllm_gets_its_adapters_another_way(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["--listen", "unix:/x", "--engine", "vllm", "--adapter", "./a"])) == 2
+    assert "--adapter is for Penstock's own engine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ models:
   large: {target: remote}
 targets:
   qwen: {engine: native, model: ./qwen, replicas: 2, threads: 3, max_wait: 5s, tool_parser: none}
-  next: {engine: vllm, vllm_args: {tensor_parallel_size: 2}}
+  next: {engine: vllm, adapter: ./b, vllm_args: {tensor_parallel_size: 2}}
+  lawyer: {engine: native, model: ./qwen, adapter: ./a}
   far: {engine: native, workers: ["tcp://10.0.0.5:9100"], secret_env: FLEET_SECRET}
   remote: {engine: openai, urls: ["http://10.0.0.6:8000"], model: Qwen/Qwen2.5-7B, api_key_env: REMOTE_KEY}
 """
@@ -48,13 +49,15 @@ def test_a_file_is_a_plan_with_its_targets_as_the_command_line_would_say_them(fi
     )  # fmt: skip
     assert plan.natives["qwen"] == qwen
     assert plan.natives["next"].engine == "vllm" and plan.natives["next"].vllm_args == '{"tensor_parallel_size":2}'
+    assert plan.natives["next"].adapter == ("adapter=./b",) and plan.natives["next"].merged_adapter is None
+    assert (plan.natives["lawyer"].merged_adapter, plan.natives["qwen"].merged_adapter) == ("./a", None)
     assert plan.natives["far"].worker == ("tcp://10.0.0.5:9100",)
     assert plan.natives["far"].worker_secret_env == "FLEET_SECRET"
     remote = UpstreamPlan(urls=("http://10.0.0.6:8000",), model="Qwen/Qwen2.5-7B", key_env="REMOTE_KEY")
     assert plan.upstreams == {"remote": remote}
     assert plan.names == {"chat": "qwen", "also": "qwen", "large": "remote"}
     assert plan.names_of("qwen") == ["chat", "also"]
-    assert (plan.started_here, plan.gpus_before("next"), plan.gpus_before("far")) == (3, 2, 4)
+    assert (plan.started_here, plan.gpus_before("next"), plan.gpus_before("far")) == (4, 2, 5)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,7 @@ def test_a_file_is_a_plan_with_its_targets_as_the_command_line_would_say_them(fi
         ({"replicas": 2}, "--replicas"),
         ({"upstream": ("http://a",)}, "--upstream"),
         ({"engine": "vllm"}, "--engine"),
+        ({"adapter": ("a=./a",)}, "--adapter"),
         ({"served_model_name": "x"}, "--served-model-name"),
     ],
 )
@@ -78,8 +82,8 @@ def test_secrets_that_are_not_there_are_faults_with_their_place(file: Path, monk
     with pytest.raises(ConfigError) as raised:
         make_plan(Settings(config=str(file)))
     first, second = raised.value.shown
-    assert first == f"{file}:9: targets.far.secret_env: the environment variable FLEET_SECRET is empty or not set"
-    assert second.startswith(f"{file}:10: targets.remote.api_key_env: ") and "REMOTE_KEY has no key in it" in second
+    assert first == f"{file}:10: targets.far.secret_env: the environment variable FLEET_SECRET is empty or not set"
+    assert second.startswith(f"{file}:11: targets.remote.api_key_env: ") and "REMOTE_KEY has no key in it" in second
 
 
 def test_what_changes_is_told_in_words(file: Path) -> None:
@@ -95,6 +99,14 @@ def test_what_changes_is_told_in_words(file: Path) -> None:
     assert differences(before, before) == []
     file.write_text(FILE.replace("qwen: {engine: native, model", "qwen: {engine: vllm, model"))
     assert differences(before, make_plan(settings)) == ["target qwen changed: engine"]
+
+
+def test_an_adapter_of_our_own_engine_needs_a_file_and_workers_of_ours(file: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--adapter needs --engine vllm\. .* a target in a file \(--config\)"):
+        make_plan(Settings(adapter=("a=./a",)))
+    file.write_text(FILE.replace("workers:", "adapter: ./a, workers:"))
+    with pytest.raises(ConfigError, match=r"targets\.far: adapter is for workers .* MODEL --adapter \./a"):
+        make_plan(Settings(config=str(file)))
 
 
 def test_a_model_beside_upstreams_needs_a_file() -> None:

@@ -130,7 +130,6 @@ def test_what_clients_see(model_folder: Path, tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "needs --engine vllm"),
         ({"engine": "vllm", "adapter": ("legal",)}, "write NAME=FOLDER"),
         ({"engine": "vllm", "adapter": ("=x",)}, "write NAME=FOLDER"),
         ({"engine": "vllm", "adapter": ("a=x", "a=y")}, "a name of its own"),
@@ -140,6 +139,13 @@ def test_what_clients_see(model_folder: Path, tmp_path: Path, name: str) -> None
 def test_settings_that_make_no_sense(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         Settings(**{"adapter": ("a=x",), **fields})
+
+
+def test_our_own_engine_merges_one_as_it_loads() -> None:
+    settings = Settings(adapter=("adapter=./adapters/12",), served_model_name="adapter")
+    command = worker_command(settings, "unix:/w.sock")
+    assert command[command.index("--adapter") + 1] == "./adapters/12"
+    assert "--adapters" not in command
 
 
 def test_workers_are_told_how_many_there_are() -> None:
