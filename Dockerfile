@@ -16,6 +16,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE penstock.py ./
 COPY bench bench
 COPY engine engine
+COPY flywheel flywheel
 COPY gateway gateway
 COPY kernels kernels
 COPY scheduler scheduler

@@ -12,6 +12,9 @@ import random
 import openai
 
 
+_PATIENCE = 8  # questions that nobody is there to answer
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description="Ask a model small sums, and count who answered, and how well.")
     parser.add_argument(
@@ -38,6 +41,11 @@ async def main() -> None:
                 counts[f"{answer.headers['x-penstock-variant']} {'right' if right else 'wrong'}"] += 1
             except openai.APIStatusError as error:
                 counts[f"{error.response.headers.get('x-penstock-variant', 'nobody')} {error.status_code}"] += 1
+            except openai.APIConnectionError:
+                counts["nobody"] += 1
+                if counts["nobody"] >= _PATIENCE:
+                    return
+                await asyncio.sleep(0.5)
             if counts.total() % 100 == 0:
                 print(dict(sorted(counts.items())), flush=True)
 

@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "log.md"
 
 def commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("penstock ")]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("penstock log ")]
 
 
 def test_every_command_of_the_page_works(
