@@ -42,10 +42,10 @@ class Upkeep:
         """Until cancelled."""
         done = monotonic()
         while True:
+            await asyncio.sleep(_LOOK_EVERY)
             if self._waiting() or monotonic() - done > _AT_LEAST:
                 done = monotonic()
                 await self._once()
-            await asyncio.sleep(_LOOK_EVERY)
 
     def _waiting(self) -> bool:
         """Whether a closed segment is there."""
