@@ -22,7 +22,7 @@ def test_an_example_is_right_and_says_how_to_serve_it(example: Path, monkeypatch
 
 def test_there_is_one_for_each_common_case() -> None:
     assert [example.stem for example in EXAMPLES] == [
-        *("canary", "fleet", "keys", "local-and-remote", "log", "one-model", "shadow", "two-models")
+        *("adapters", "canary", "fleet", "keys", "local-and-remote", "log", "one-model", "shadow", "two-models")
     ]
 
 

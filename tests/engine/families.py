@@ -25,6 +25,7 @@ from engine.device_runner import DeviceLimits, DeviceRunner
 from engine.host_runner import HostRunner
 from engine.loader import load_model
 from engine.runner import Runner
+from kernels.linear import Quantization
 
 VOCABULARY: Final = 331
 _BASE: Final[Mapping[str, Any]] = {
@@ -100,11 +101,13 @@ def make_runner(
     num_blocks: int = 40,
     block_size: int = 4,
     dtype: torch.dtype = torch.float32,
+    adapter: Path | None = None,
+    quantization: Quantization = "none",
     **limits: Any,
 ) -> Runner:
     """Whatever executes steps of the model in ``folder``."""
     device = torch.device("cuda" if kind == "cuda" else "cpu")
-    model = load_model(ModelConfig.load(folder), dtype, device)
+    model = load_model(ModelConfig.load(folder), dtype, device, adapter=adapter, quantization=quantization)
     if kind == "host":
         return HostRunner(model, num_blocks, block_size)
     sizes = {"max_running": 16, "max_batch_tokens": 300, "max_model_len": 256}

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from engine.adapter import PICKLE_FILE, TENSORS_FILE, Adapter
 from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig, ModelFault
-from engine.host_runner import HostRunner
 from engine.loader import load_model
+from engine.runner import Runner
 from kernels.linear import Quantization
 from scheduler.batch import Slice
 from tests.engine.adapters import Adapted, adapt
 from tests.engine.driving import job, run
-from tests.engine.families import Pair, prompt, save
+from tests.engine.families import RUNNERS, Kind, Pair, make_runner, prompt, save
 
 CPU = torch.device("cpu")
 PATTERNS = {
@@ -28,35 +28,29 @@ PATTERNS = {
 }
 
 
-def our_runner(
-    folder: Path, adapter: Path | None, *, dtype: torch.dtype = torch.float32, quantization: Quantization = "none"
-) -> HostRunner:
-    config = ModelConfig.load(folder)
-    return HostRunner(load_model(config, dtype, CPU, adapter=adapter, quantization=quantization), 40, 4)
-
-
-def last_logits(runner: HostRunner, tokens: list[int]) -> torch.Tensor:
+def last_logits(runner: Runner, tokens: list[int]) -> torch.Tensor:
     ours = job(1, tokens, 1)
     ours.blocks = list(range(len(tokens) // 4 + 1))
-    return runner.logits([Slice(ours, 0, len(tokens), True)])[0].float()
+    return runner.logits([Slice(ours, 0, len(tokens), True)])[0].float().cpu()
 
 
-def check(pair: Pair, adapted: Adapted) -> None:
+def check(pair: Pair, adapted: Adapted, kind: Kind = "host") -> None:
     """Logits within 1e-4 of PEFT's, which are as large as 10, and far from those of the model alone."""
     tokens = prompt(2, 41)
-    actual = last_logits(our_runner(pair.folder, adapted.folder), tokens)
+    actual = last_logits(make_runner(pair.folder, kind, adapter=adapted.folder), tokens)
     torch.testing.assert_close(actual, adapted.logits(tokens)[-1], rtol=1e-4, atol=1e-4)
     with adapted.judge.disable_adapter():
         assert (actual - adapted.logits(tokens)[-1]).abs().max() > 0.5
 
 
+@pytest.mark.parametrize("kind", [RUNNERS[0], RUNNERS[2]])
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "llama3-rope-biases", "mistral-window", "qwen2", "qwen3"])
-def test_every_family_with_ranks_and_alphas_of_all_kinds(name: str, tmp_path: Path) -> None:
+def test_every_family_with_ranks_and_alphas_of_all_kinds(name: str, kind: Kind, tmp_path: Path) -> None:
     pair = save(name, tmp_path / "model")
     adapted = adapt(pair, tmp_path / "adapter", **(PATTERNS if name != "llama" else {}))
-    check(pair, adapted)
+    check(pair, adapted, kind)
     tokens = prompt(1, 19)
-    ours = run(our_runner(pair.folder, adapted.folder), [job(1, tokens, 24)]).tokens[1]
+    ours = run(make_runner(pair.folder, kind, adapter=adapted.folder), [job(1, tokens, 24)]).tokens[1]
     assert ours == adapted.likeliest(tokens, ours)
 
 
@@ -135,14 +129,14 @@ def test_packed_and_quantised_weights_are_those_of_the_merged_model(
     quantization: Quantization, lost: float, tmp_path: Path
 ) -> None:
     """Far nearer to each other than to what isn't rounded: the rounding is the same."""
-    dtype = torch.bfloat16
     pair = save("qwen2", tmp_path / "model")
     adapted = adapt(pair, tmp_path / "adapter")
     tokens = prompt(4, 40)
     exact = adapted.logits(tokens)[-1]
-    ours = last_logits(our_runner(pair.folder, adapted.folder, dtype=dtype, quantization=quantization), tokens)
+    rounded: dict[str, Any] = {"dtype": torch.bfloat16, "quantization": quantization}
+    ours = last_logits(make_runner(pair.folder, adapter=adapted.folder, **rounded), tokens)
     adapted.merged().save_pretrained(tmp_path / "merged")
-    theirs = last_logits(our_runner(tmp_path / "merged", None, dtype=dtype, quantization=quantization), tokens)
+    theirs = last_logits(make_runner(tmp_path / "merged", **rounded), tokens)
     assert (ours - theirs).abs().mean() < 0.02 * exact.std()
     assert (ours - exact).abs().mean() < lost * exact.std()
 
