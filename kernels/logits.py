@@ -43,6 +43,15 @@ def largest_of(values: int, padded: int) -> Any:
 
 
 @njit(cache=True)
+def number_above(values: int, padded: int, bound: Any) -> int:
+    """How many exceed the bound: exact, for float32 counts to 2**24 and no vocabulary is that large."""
+    counts, bounds = simd.splat(np.float32(0)), simd.splat(bound)
+    for i in range(0, padded, simd.LANES):
+        counts = simd.add(counts, simd.exceeds(simd.load(values + i * 4, np.float32(0)), bounds))
+    return int(simd.lanes_sum(counts))
+
+
+@njit(cache=True)
 def log_sum_and_entropy(values: int, padded: int, largest: Any, masses: Any) -> Any:
     """log(sum(exp)) of a row, and ``log(sum) - sum(p * x)`` in nats, relative to the largest.
 

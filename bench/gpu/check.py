@@ -237,6 +237,7 @@ def _samples(card: Card, name: str, logits: torch.Tensor, batch: SamplingBatch) 
     tolerance = sample_reference.LOGPROB_TOLERANCE
     yield Check(f"{name}: log-probabilities", worst(actual.logprobs[same], expected.logprobs[same]), tolerance)
     yield Check(f"{name}: entropies", worst(actual.entropies, expected.entropies), tolerance)
+    yield Check(f"{name}: low margins", differing(actual.low_margins, expected.low_margins), 1 / rows)
     yield Check(f"{name}: likeliest tokens", differing(actual.top_tokens, expected.top_tokens), 0.0)
     yield Check(f"{name}: their log-probabilities", worst(actual.top_logprobs, expected.top_logprobs), tolerance)
 

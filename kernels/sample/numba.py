@@ -6,6 +6,8 @@ sorted. A draw weighs chunks in float32, for a bound on each one's score, and on
 float64; at temperature 1, without edits and mask, the normaliser's pass has weighed them. One chunk's tokens then get
 their noise.
 
+Whether a row's margin is low its largest logit mostly tells; where it doesn't, one more pass counts those close to it.
+
 64 rows of 32,000 bf16 logits on one core (EPYC, AVX2): 1.8 ms greedy, 3.3 ms drawn at temperature 1 and 4.4 at others,
 where reading them takes 0.4. top_k or top_p adds 11 ns a logit, min_p 6.
 """
@@ -17,11 +19,14 @@ import torch
 from numba import njit, prange
 
 from kernels import simd
-from kernels.logits import BLOCK, largest_of, likeliest, log_sum_and_entropy, padded_to_words, widen
-from kernels.sample.reference import CHUNK, CHUNKS, TOKENS, Samples, SamplingBatch
+from kernels.logits import BLOCK, largest_of, likeliest, log_sum_and_entropy, number_above, padded_to_words, widen
+from kernels.sample.reference import CHUNK, CHUNKS, LOW_MARGIN, TOKENS, Samples, SamplingBatch
 
 BUCKETS: Final = 1024
 BUCKETS_PER_NAT: Final = 32.0
+# Log-probabilities of a likeliest token: above it is too little left for all others together, below it nothing.
+_SURE: Final = np.log((1 + LOW_MARGIN) / 2)
+_FAINT: Final = np.log(LOW_MARGIN)
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
@@ -31,6 +36,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     tokens = torch.empty(rows, dtype=torch.int64)
     logprobs = torch.empty(rows, dtype=torch.float32)
     entropies = torch.empty(rows, dtype=torch.float32)
+    low_margins = torch.empty(rows, dtype=torch.int32)
     top_tokens = torch.empty(rows, width, dtype=torch.int32)
     top_logprobs = torch.empty(rows, width, dtype=torch.float32)
     _sample(
@@ -55,10 +61,11 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
         tokens.numpy(),
         logprobs.numpy(),
         entropies.numpy(),
+        low_margins.numpy(),
         top_tokens.numpy(),
         top_logprobs.numpy(),
     )
-    return Samples(tokens, logprobs, entropies, top_tokens, top_logprobs)
+    return Samples(tokens, logprobs, entropies, low_margins, top_tokens, top_logprobs)
 
 
 @njit(parallel=True, cache=True)
@@ -84,6 +91,7 @@ def _sample(
     tokens: Any,
     logprobs: Any,
     entropies: Any,
+    low_margins: Any,
     top_tokens: Any,
     top_logprobs: Any,
 ) -> None:
@@ -99,6 +107,7 @@ def _sample(
         masses = np.empty(padded // BLOCK + 1 if plain else 0, np.float32)
         log_sum, entropies[row] = log_sum_and_entropy(address, padded, largest, masses)
         likeliest(address, padded, log_sum, top[row], top_tokens[row], top_logprobs[row])
+        low_margins[row] = _low_margin(address, padded, largest, log_sum)
         for i in range(first, last):
             values[edited[i]] = _edited(values[edited[i]], edit_scale[i], edit_offset[i])
         if mask_row[row] >= 0:
@@ -114,6 +123,17 @@ def _sample(
         else:
             token = _first_of(values, largest)
         tokens[row], logprobs[row] = token, simd.element(source + token * size, tag) - log_sum
+
+
+@njit(cache=True)
+def _low_margin(values: int, padded: int, largest: Any, log_sum: Any) -> Any:
+    """Whether a token beside the likeliest is closer to it than `LOW_MARGIN`."""
+    first = largest - log_sum
+    if first > _SURE:
+        return False
+    if first < _FAINT:
+        return True
+    return number_above(values, padded, np.float32(log_sum + np.log(np.exp(first) - LOW_MARGIN))) > 1
 
 
 @njit(cache=True)

@@ -15,6 +15,8 @@ from typing import Final
 import torch
 
 LOGPROB_TOLERANCE: Final = 2e-4
+# A row's margin is low where its likeliest token's probability is less than this above the next one's.
+LOW_MARGIN: Final = 0.1
 # Token ids to a chunk. The two levels of a draw have noise of their own.
 CHUNK: Final = 128
 TOKENS: Final = 0
@@ -58,6 +60,8 @@ class SamplingBatch:
 class Samples:
     """``tokens`` [R] int64, -1 where nothing was left to draw; ``logprobs`` and ``entropies`` [R] float32 in nats.
 
+    ``low_margins`` [R] int32 are 1 where the two likeliest tokens' probabilities are less than `LOW_MARGIN` apart.
+
     ``top_tokens`` [R, K] int32 and ``top_logprobs`` [R, K] float32 are the likeliest tokens, as `likeliest` gives them;
     K is the batch's ``width``. All but ``tokens`` is of the model's own distribution: before edits, mask,
     temperature and filters.
@@ -66,6 +70,7 @@ class Samples:
     tokens: torch.Tensor
     logprobs: torch.Tensor
     entropies: torch.Tensor
+    low_margins: torch.Tensor
     top_tokens: torch.Tensor
     top_logprobs: torch.Tensor
 
@@ -84,19 +89,27 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     tokens = torch.full((rows,), -1, dtype=torch.int64)
     logprobs = torch.full((rows,), float("-inf"))
     entropies = torch.empty(rows, dtype=torch.float32)
+    low_margins = torch.empty(rows, dtype=torch.int32)
     top_tokens = torch.full((rows, width), -1, dtype=torch.int32)
     top_logprobs = torch.full((rows, width), float("-inf"))
     for row in range(rows):
         own = logits[row].double().log_softmax(-1)
         entropies[row] = -(own.exp() * own).nansum()
+        low_margins[row] = margin(own) < LOW_MARGIN
         top = int(batch.top[row])
         top_tokens[row, :top], top_logprobs[row, :top] = likeliest(own, top)
         left = _masked(_edited(logits[row].float(), batch, row), batch, row).double()
         if (left > float("-inf")).any():
             token = _draw(left, batch, row) if batch.temperature[row] > 0 else int(left.argmax())
             tokens[row], logprobs[row] = token, own[token]
-    results = (tokens, logprobs, entropies, top_tokens, top_logprobs)
+    results = (tokens, logprobs, entropies, low_margins, top_tokens, top_logprobs)
     return Samples(*(result.to(logits.device) for result in results))
+
+
+def margin(logprobs: torch.Tensor) -> float:
+    """By how much the likeliest token's probability is above the next one's, of a row's log-probabilities."""
+    first, second = torch.nn.functional.pad(logprobs.exp(), (0, 1)).topk(2).values.tolist()
+    return float(first - second)
 
 
 def likeliest(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,6 +34,7 @@ from kernels.sample.triton_rows import (
     keep_stats,
     left_of,
     likeliest,
+    low_margin,
     measure,
     normaliser,
     octaves_of,
@@ -145,6 +146,7 @@ def _finish(
     tokens,
     logprobs,
     entropies,
+    low_margins,
     top_tokens,
     top_logprobs,
     vocabulary,
@@ -203,9 +205,11 @@ def _finish(
         logprob = tl.load(source + token).to(tl.float32) - top - log_sum
     tl.store(tokens + row, token.to(tl.int64))
     tl.store(logprobs + row, logprob)
+    raw_best += row * chunks
+    tl.store(low_margins + row, low_margin(source, raw_best, top, log_sum, chunks, vocabulary, CHUNK, CHUNKS))
     count = tl.minimum(tl.load(wanted + row), width)
     if width > 0:
-        peaks = tl.load(raw_best + row * chunks + numbers, inside, float("-inf"))
+        peaks = tl.load(raw_best + numbers, inside, float("-inf"))
         top_tokens += row * width
         likeliest(source, peaks, top, log_sum, count, width, top_tokens, top_logprobs + row * width, vocabulary, CHUNK)
 
@@ -229,6 +233,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
     live = new(rows, chunks, dtype=torch.int32)
     dense = new(rows, vocabulary) if edits else stats
     tokens, logprobs, entropies = new(rows, dtype=torch.int64), new(rows), new(rows)
+    low_margins = new(rows, dtype=torch.int32)
     top_tokens, top_logprobs = new(rows, batch.width, dtype=torch.int32), new(rows, batch.width)
     if edits:
         _edit[triton.cdiv(vocabulary, _EDIT_BLOCK), rows](
@@ -279,6 +284,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
         tokens,
         logprobs,
         entropies,
+        low_margins,
         top_tokens,
         top_logprobs,
         vocabulary,
@@ -294,4 +300,4 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> Samples:
         MASKS=masks,
         num_warps=16 if masks else 8,  # masks take registers, of which Ampere has too few for 8
     )
-    return Samples(tokens, logprobs, entropies, top_tokens, top_logprobs)
+    return Samples(tokens, logprobs, entropies, low_margins, top_tokens, top_logprobs)

@@ -14,6 +14,9 @@ STATS: Final = tl.constexpr(4)
 # The two levels of a draw.
 TOKENS: Final = tl.constexpr(reference.TOKENS)
 CHUNKS: Final = tl.constexpr(reference.CHUNKS)
+LOW_MARGIN: Final = tl.constexpr(reference.LOW_MARGIN)
+# What is likelier than this leaves too little for all others together.
+_SURE: Final = tl.constexpr((1 + reference.LOW_MARGIN) / 2)
 
 
 @triton.jit
@@ -103,6 +106,23 @@ def normaliser(stats, tiles, TILES: tl.constexpr):
     log_total = tl.log2(tl.where(total <= 0, 1e-37, total))
     entropy = log_total - tl.sum((moments + lag * sums) * scale, 0) / total
     return top, log_total * LN2, tl.maximum(entropy * LN2, 0.0)
+
+
+@triton.jit
+def low_margin(source, best, top, log_sum, chunks, vocabulary, CHUNK: tl.constexpr, CHUNKS: tl.constexpr):
+    """1 where a token beside the likeliest is closer to it than `LOW_MARGIN`: mostly its own probability tells."""
+    first = tl.exp(-log_sum)
+    low = (first < LOW_MARGIN).to(tl.int32)
+    if (first >= LOW_MARGIN) & (first <= _SURE):
+        bar = top + log_sum + tl.log(tl.maximum(first - LOW_MARGIN, 1e-37))
+        numbers = tl.arange(0, CHUNKS)
+        peaks = tl.load(best + numbers, numbers < chunks, float("-inf"))
+        _, chunk = tl.max(peaks, 0, return_indices=True)
+        ids = chunk * CHUNK + tl.arange(0, CHUNK)
+        x = tl.load(source + ids, ids < vocabulary, float("-inf")).to(tl.float32)
+        others = tl.sum((peaks > bar).to(tl.int32), 0) + tl.sum((x > bar).to(tl.int32), 0)
+        low = (others > 2).to(tl.int32)  # the likeliest itself is in both
+    return low
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 from numba import njit, prange
 
 from kernels import simd
-from kernels.logits import likeliest, log_sum_and_entropy, padded_to_words, widen
+from kernels.logits import likeliest, log_sum_and_entropy, number_above, padded_to_words, widen
 from kernels.score.reference import Scores
 
 
@@ -56,15 +56,6 @@ def _score(
         log_sum, _ = log_sum_and_entropy(values, padded, largest, np.empty(0, np.float32))
         own = copy[targets[row]]
         logprobs[row] = own - log_sum
-        ranks[row] = 1 + _larger(values, padded, own)
+        ranks[row] = 1 + number_above(values, padded, own)
         likeliest(values, padded, log_sum, top, top_tokens[row], top_logprobs[row])
         simd.keep(copy)
-
-
-@njit(cache=True)
-def _larger(values: int, padded: int, bound: Any) -> int:
-    """How many exceed the bound: exact, for float32 counts to 2**24 and no vocabulary is that large."""
-    counts, bounds = simd.splat(np.float32(0)), simd.splat(bound)
-    for i in range(0, padded, simd.LANES):
-        counts = simd.add(counts, simd.exceeds(simd.load(values + i * 4, np.float32(0)), bounds))
-    return int(simd.lanes_sum(counts))

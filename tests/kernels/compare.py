@@ -17,8 +17,9 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float)
 
 
 def assert_same_samples(actual: Samples, expected: Samples) -> None:
-    """The same tokens, drawn and likeliest; log-probabilities and entropies within the reference's tolerance."""
+    """The same tokens, drawn and likeliest, and low margins; the rest within the reference's tolerance."""
     assert actual.tokens.tolist() == expected.tokens.tolist()
+    assert actual.low_margins.tolist() == expected.low_margins.tolist()
     assert actual.top_tokens.tolist() == expected.top_tokens.tolist()
     atol = LOGPROB_TOLERANCE
     torch.testing.assert_close(actual.logprobs, expected.logprobs, rtol=1e-5, atol=atol)

@@ -369,6 +369,51 @@ def test_the_entropy_is_that_of_the_model() -> None:
     assert sure.logprobs.tolist() == [0.0, 0.0]
 
 
+LEADS: Final = (0.0, 0.02, 0.09, 0.11, 0.3)
+
+
+def led(first: float, lead: float) -> torch.Tensor:
+    """Logits by which the likeliest token is so likely, and the next one by its lead less."""
+    second = first - lead
+    probabilities = torch.full((431,), (1 - first - second) / 429)
+    assert 0 < probabilities[0] < second, "the second is to be the second"
+    probabilities[300], probabilities[17] = first, second
+    return probabilities.log() + 3
+
+
+@both_dtypes
+@pytest.mark.parametrize("provider", [numba.sample, reference.sample], ids=("numba", "reference"))
+def test_a_low_margin_is_one_of_less_than_a_tenth(
+    provider: Callable[[torch.Tensor, SamplingBatch], Samples], dtype: torch.dtype
+) -> None:
+    """Whatever its temperature, mask and edits: the margin is the model's own."""
+    pairs = [(first, lead) for first in (0.12, 0.25, 0.4, 0.49) for lead in LEADS if lead < first - 0.01]
+    logits = torch.stack([led(first, lead) for first, lead in pairs]).to(dtype)
+    count = len(pairs)
+    batch = rows(
+        count,
+        temperature=torch.linspace(0, 2, count),
+        edited=int32([300] * count),
+        edit_starts=torch.arange(count + 1, dtype=torch.int32),
+        edit_scale=torch.ones(count),
+        edit_offset=torch.full((count,), float("-inf")),
+        mask=masks_of(torch.arange(431)[None] % 2 == 0),
+        mask_row=int32([0, -1] * (count // 2) + [0] * (count % 2)),
+    )
+    expected = [int(lead < reference.LOW_MARGIN) for _, lead in pairs]
+    assert 0 < sum(expected) < count
+    assert provider(logits, batch).low_margins.tolist() == expected
+
+
+def test_margins_of_few_tokens() -> None:
+    """One alone has no rival; two, and three, that are alike; one that is likelier than all others together."""
+    nothing = float("-inf")
+    rivals = [[0.0, nothing, nothing], [0.0, 0.0, nothing], [0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.3, 0.0, nothing]]
+    assert assert_same(torch.tensor(rivals), rows(5)).low_margins.tolist() == [0, 1, 1, 0, 0]
+    assert assert_same(torch.zeros(1, 1), rows(1)).low_margins.tolist() == [0]
+    assert assert_same(torch.zeros(1, 20), rows(1)).low_margins.tolist() == [1], "no token has a tenth"
+
+
 def test_what_numba_cannot_take_goes_to_the_reference() -> None:
     assert sample(torch.zeros(1, 5, dtype=torch.float64), rows(1)).tokens.shape == (1,)
 

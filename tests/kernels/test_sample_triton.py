@@ -110,6 +110,21 @@ def test_extreme_temperatures_and_logits(temperature: float, gpu: torch.device) 
     assert_same(logits, rows(4, temperature=torch.full((4,), temperature), top_p=floats(1, 0.5, 1, 0.9)), gpu)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_low_margins(changed: bool, gpu: torch.device) -> None:
+    """The next one is in the likeliest's chunk (ids 256 to 383), in another, or nowhere near."""
+    logits = torch.full((6, 700), -9.0)
+    logits[:, 300] = 2.0
+    for row, place in enumerate((301, 300, 511, 5, 699)):
+        logits[row, place] = 2.0
+    logits[5] = 0
+    batch = rows(6)
+    if changed:
+        masks = masks_of(torch.arange(700)[None] == 7)
+        batch = replace(batch, mask=masks, mask_row=int32([0] * 6))
+    assert assert_same(logits, batch, gpu).low_margins.tolist() == [1, 0, 1, 1, 1, 1]
+
+
 def test_the_likeliest_end_where_the_tokens_do(gpu: torch.device) -> None:
     logits = torch.tensor([[1.0, -INFINITE, 2.0, 1.0]])
     assert assert_same(logits, rows(1, top=int32([5])), gpu).top_tokens.tolist() == [[2, 0, 3, -1, -1]]
