@@ -24,6 +24,7 @@ from engine.models.decoder import Decoder, StepInputs
 from engine.rows import Rows, Updates
 from engine.runner import ProgressCallback, Runner, StepResult, Top, draws, show_readers, tops_of, with_embeddings
 from engine.sampler import sampling_batch
+from engine.sketch import Sketcher, asking, keep
 from kernels.kv_cache import allocate
 from kernels.paged_attention import AttentionMetadata, plan
 from kernels.sample import Samples, SamplingBatch, sample
@@ -56,13 +57,16 @@ class DeviceLimits:
 class _Step:
     """A step under way. ``rows`` [S, hidden] are its sequences' last hidden states, until another step is launched.
 
-    ``results`` gives what was drawn for the sequences ``drawing``, once that is on its way.
+    ``results`` gives what was drawn for the sequences ``drawing``, once that is on its way, and ``sketches`` those of
+    the prompts of the jobs ``sketched``.
     """
 
     slices: Sequence[Slice[Job]]
     drawing: list[int]
     rows: torch.Tensor
     results: Callable[[], torch.Tensor] | None = None
+    sketched: Sequence[Job] = ()
+    sketches: Callable[[], torch.Tensor] | None = None
 
 
 @dataclass(slots=True)
@@ -96,6 +100,7 @@ class DeviceRunner(Runner):
         self._model = model
         self._queue = queue or queue_for(device)
         self._masks = Masks(config.vocab_size)
+        self._sketcher = Sketcher(model)
         self._windows = sorted(set(config.windows))
         most = limits.max_running
         longest = limits.max_model_len
@@ -124,6 +129,7 @@ class DeviceRunner(Runner):
                 tail = self._graphs.tails.get(shape.sequences)
                 results = tail() if tail else self._tail(shape.sequences, _width(step))
                 step.results = self._queue.fetch(results[: len(step.slices)])
+        self._sketch(step)
         return step
 
     def draw(self, step: _Step) -> None:
@@ -140,12 +146,14 @@ class DeviceRunner(Runner):
             step.results = self._queue.fetch(_packed(samples))
 
     def land(self, step: _Step) -> StepResult:
-        result = StepResult([], [], [], [])
+        result = StepResult([], [], [], [], [])
         if step.results is not None:
             table = step.results()
             if len(table) > len(step.drawing):
                 table = table[step.drawing]
             result = _result([step.slices[place].request for place in step.drawing], table)
+        if step.sketches is not None:
+            keep(step.sketched, step.sketches())
         return with_embeddings(step.slices, result)
 
     def logits(self, slices: Sequence[Slice[Job]]) -> torch.Tensor:
@@ -166,6 +174,8 @@ class DeviceRunner(Runner):
         else:
             self.rehearse()
         self._graphs.shapes = self._shapes
+        with torch.inference_mode():
+            self._sketcher.sketch(self._last_rows[:1])
 
     def rehearse(self) -> None:
         """Run the largest step there can be, over nothing but padding."""
@@ -210,6 +220,16 @@ class DeviceRunner(Runner):
                     show_readers(self._model, slices, starts, hidden)
         drawing = [place for place, piece in enumerate(slices) if draws(piece)]
         return _Step(slices, drawing, self._last_rows[: shape.sequences]), shape
+
+    def _sketch(self, step: _Step) -> None:
+        """Have the sketches made that are due, of the last hidden states as they are now."""
+        asked = asking([step.slices[place] for place in step.drawing])
+        if asked:
+            places = [step.drawing[place] for place in asked]
+            step.sketched = [step.slices[place].request for place in places]
+            with torch.inference_mode():
+                sketches = self._sketcher.sketch(step.rows[self._queue.put(np.array(places, np.int64))])
+                step.sketches = self._queue.fetch(sketches)
 
     def _send(self, slices: Sequence[Slice[Job]], rows: Sequence[int], shape: Shape, updates: Updates) -> np.ndarray:
         """Tell the device what the step consists of; where each of its sequences begins."""
@@ -335,11 +355,12 @@ def _width(step: _Step) -> int:
 
 
 def _packed(samples: Samples) -> torch.Tensor:
-    """[R, 3 + 2 K] int32, to travel in one piece: token, log-probability, entropy, K tokens, K log-probabilities."""
+    """[R, 4 + 2 K] int32, to travel in one piece: a column for each field of `Samples`, or K for the likeliest."""
     columns = (
         samples.tokens.int()[:, None],
         samples.logprobs.view(torch.int32)[:, None],
         samples.entropies.view(torch.int32)[:, None],
+        samples.low_margins[:, None],
         samples.top_tokens,
         samples.top_logprobs.view(torch.int32),
     )
@@ -349,9 +370,9 @@ def _packed(samples: Samples) -> torch.Tensor:
 def _result(jobs: Sequence[Job], table: torch.Tensor) -> StepResult:
     """What `_packed` packed, for ``jobs``."""
     values = table.view(torch.float32)
-    width = (table.shape[1] - 3) // 2
+    width = (table.shape[1] - 4) // 2
     tops: list[Top | None] = [None] * len(jobs)
     counts = [job.sampling.top_logprobs for job in jobs]
     if any(counts):
-        tops = tops_of(counts, table[:, 3 : 3 + width].tolist(), values[:, 3 + width :].tolist())
-    return StepResult(table[:, 0].tolist(), values[:, 1].tolist(), values[:, 2].tolist(), tops)
+        tops = tops_of(counts, table[:, 4 : 4 + width].tolist(), values[:, 4 + width :].tolist())
+    return StepResult(table[:, 0].tolist(), values[:, 1].tolist(), values[:, 2].tolist(), table[:, 3].tolist(), tops)

@@ -19,6 +19,7 @@ from engine.link import Sampling
 from engine.models.decoder import Decoder, StepInputs
 from engine.runner import ProgressCallback, Runner, StepResult, Top, draws, show_readers, tops_of, with_embeddings
 from engine.sampler import Sampler
+from engine.sketch import Sketcher, asking, keep
 from kernels.kv_cache import allocate
 from kernels.paged_attention import AttentionMetadata
 from kernels.sample import Samples, sample
@@ -59,6 +60,7 @@ class HostRunner(Runner):
         self._block_size = block_size
         self._masks = Masks(config.vocab_size)
         self._sampler = Sampler()
+        self._sketcher = Sketcher(model)
         self._caches = [
             allocate(num_blocks, config.num_kv_heads, config.head_dim, block_size, model.dtype, model.device)
             for _ in range(config.num_layers)
@@ -73,6 +75,7 @@ class HostRunner(Runner):
                 logits = self._model.logits(step.rows)
                 mask = self._masks.finish(step.jobs, step.mask)
                 step.drawn = sample(logits, self._sampler.batch(step.jobs, mask))
+                self._sketch(step)
 
     def land(self, step: _Step) -> StepResult:
         return with_embeddings(step.slices, _result(step.jobs, step.drawn))
@@ -95,6 +98,12 @@ class HostRunner(Runner):
         )
         job.blocks = [0]
         self.draw(self._launch([Slice(job, 0, 1, True)]))
+
+    def _sketch(self, step: _Step) -> None:
+        """Make the sketches that are due, by the rows that the tokens were drawn from."""
+        places = asking([piece for piece in step.slices if draws(piece)])
+        if places:
+            keep([step.jobs[place] for place in places], self._sketcher.sketch(step.rows[places]))
 
     def _launch(self, slices: Sequence[Slice[Job]]) -> _Step:
         jobs = [piece.request for piece in slices if draws(piece)]
@@ -174,9 +183,11 @@ def _block_tables(blocks: Sequence[Sequence[int]]) -> np.ndarray:
 def _result(jobs: Sequence[Job], drawn: Samples | None) -> StepResult:
     """What was drawn for ``jobs``."""
     if drawn is None:
-        return StepResult([], [], [], [])
+        return StepResult([], [], [], [], [])
     tops: list[Top | None] = [None] * len(jobs)
     if drawn.top_tokens.shape[1]:
         counts = [job.sampling.top_logprobs for job in jobs]
         tops = tops_of(counts, drawn.top_tokens.tolist(), drawn.top_logprobs.tolist())
-    return StepResult(drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.entropies.tolist(), tops)
+    return StepResult(
+        drawn.tokens.tolist(), drawn.logprobs.tolist(), drawn.entropies.tolist(), drawn.low_margins.tolist(), tops
+    )

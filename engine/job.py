@@ -14,10 +14,10 @@ class Job(Request):
 
     ``seed`` is always there, drawn at random if the client gave none. ``edits``, ``constraint`` and ``scorer`` are None
     where the request asks for nothing of the kind. A job with a ``pooler`` wants an embedding and draws no token: see
-    `embedding_limits`.
+    `embedding_limits`. Of a ``sketched`` one the prompt's sketch is kept in ``sketch``, once its first token is drawn.
     """
 
-    __slots__ = ("constraint", "edits", "pooler", "reader", "sampling", "scorer", "seed")
+    __slots__ = ("constraint", "edits", "pooler", "reader", "sampling", "scorer", "seed", "sketch", "sketched")
 
     def __init__(
         self,
@@ -26,12 +26,15 @@ class Job(Request):
         seed: int,
         constraint: Constraint | None = None,
         embed: Pooling = "",
+        sketched: bool = False,
         **request: Any,
     ) -> None:
         tokens = request["tokens"]
         self.sampling = sampling
         self.seed = seed
         self.constraint = constraint
+        self.sketched = sketched and not embed and not request.get("answered")
+        self.sketch = b""
         self.pooler = _pooler(embed, len(tokens))
         prompt = tokens[: len(tokens) - request.get("answered", 0)]
         self.scorer = Scorer(prompt, sampling.prompt_logprobs) if sampling.prompt_logprobs >= 0 and not embed else None

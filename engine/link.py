@@ -83,6 +83,8 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     The last ``answered`` of the ``tokens`` are the beginning of the answer, which another worker has drawn before it
     was lost. Everything goes on from there as if this one had drawn them (``sampling`` is that of the whole answer),
     and only what is new comes back.
+
+    With ``sketch`` its first output has a sketch of the prompt, unless that goes on with an answer.
     """
 
     id: int
@@ -97,6 +99,7 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     background: bool = False
     embed: Pooling = ""
     answered: int = 0
+    sketch: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -186,7 +189,11 @@ class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, g
     ``cached`` (prompt tokens found in the prefix cache) and ``queued`` (seconds from arrival to the first step)
     are set on a request's first output only, and so is ``prompt``, where it was asked for. ``top_tokens`` and
     ``top_logprobs`` have, for each token, the likeliest ones in its place, the likeliest first, if any were asked for.
-    ``embedding`` is [hidden] float32, little-endian. Encoded as an array: fields may only be appended.
+    ``embedding`` is [hidden] float32, little-endian. ``low_margins`` is how many of the tokens came from places where
+    the model's two likeliest were less than 0.1 apart in probability, None where the engine doesn't know.
+    ``sketch``, on a request's first output if it was asked for, is 64 float16, little-endian: a random projection of
+    the state that it is drawn from, the same one wherever a model is of this width. Encoded as an array: fields may
+    only be appended.
     """
 
     id: int
@@ -200,6 +207,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, g
     top_logprobs: list[list[float]] = []
     prompt: PromptScores | None = None
     embedding: bytes = b""
+    low_margins: int | None = None
+    sketch: bytes = b""
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True, tag="step"):

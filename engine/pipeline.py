@@ -24,12 +24,13 @@ log = logging.getLogger(__name__)
 
 
 class Drawn(NamedTuple):
-    """A token that a step drew for a job; log-probability and entropy in nats."""
+    """A token that a step drew for a job; log-probability and entropy in nats, ``low_margin`` 1 or 0."""
 
     job: Job
     token: int
     logprob: float
     entropy: float
+    low_margin: int
     top: Top | None = None
 
 
@@ -118,7 +119,7 @@ class Pipeline:
         if NO_TOKEN in result.tokens or not all(job.holds_kv for job in jobs):
             return self._commit_with_gaps(plan, jobs, result, seconds)
         self._scheduler.commit(plan, result.tokens, now, seconds)
-        drawn = list(map(Drawn, jobs, result.tokens, result.logprobs, result.entropies, result.tops))
+        drawn = list(map(Drawn, jobs, *result))
         return Outcome(drawn, plan, seconds)
 
     def _commit_with_gaps(self, plan: Plan[Job], jobs: list[Job], result: StepResult, seconds: float) -> Outcome:
@@ -127,11 +128,7 @@ class Pipeline:
         Embeddings are done, whoever is stuck ends here, and who has ended or lost its KV since the step was planned
         gets nothing of it.
         """
-        made = [
-            Drawn(*one)
-            for one in zip(jobs, result.tokens, result.logprobs, result.entropies, result.tops, strict=True)
-            if one[0].holds_kv
-        ]
+        made = [Drawn(*one) for one in zip(jobs, *result, strict=True) if one[0].holds_kv]
         gaps = [one.job for one in made if one.token == NO_TOKEN]
         stuck = [Stuck(job, _why_stuck(job)) for job in gaps if job.pooler is None]
         for job, _ in stuck:

@@ -33,6 +33,8 @@ class Top(NamedTuple):
 class StepResult(NamedTuple):
     """One entry per sampling slice, in the plan's order; log-probabilities and entropies in nats.
 
+    ``low_margins`` are 1 where the model's two likeliest tokens were close, see `kernels.sample.reference.Samples`.
+
     A token is `NO_TOKEN` where the job's edits and constraint leave none to draw, and where the job wants an embedding.
     ``tops`` are None for jobs that didn't ask for them.
     """
@@ -40,6 +42,7 @@ class StepResult(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     entropies: list[float]
+    low_margins: list[int]
     tops: list[Top | None]
 
 
@@ -119,6 +122,7 @@ def with_embeddings(slices: Sequence[Slice[Job]], result: StepResult) -> StepRes
                 result.tokens.insert(place, NO_TOKEN)
                 result.logprobs.insert(place, 0.0)
                 result.entropies.insert(place, 0.0)
+                result.low_margins.insert(place, 0)
                 result.tops.insert(place, None)
     return result
 

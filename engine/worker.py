@@ -238,6 +238,7 @@ class Worker:
             adapter=message.adapter,
             background=message.background,
             embed=message.embed,
+            sketched=message.sketch,
         )
 
     def _fault(self, connection: Connection, message: Submit) -> Fault | None:
@@ -362,10 +363,10 @@ class Worker:
 
 def _output(request: int, made: Drawn) -> Output:
     """What a token that was drawn brings its request."""
-    job, token, logprob, entropy, top = made
+    job, token, logprob, entropy, low_margin, top = made
     first = len(job.tokens) == job.given + 1
     if not first and top is None:
-        return Output(request, [token], [logprob], [entropy], job.finish)
+        return Output(request, [token], [logprob], [entropy], job.finish, low_margins=low_margin)
     return Output(
         request,
         [token],
@@ -377,6 +378,8 @@ def _output(request: int, made: Drawn) -> Output:
         top_tokens=[top.tokens] if top else [],
         top_logprobs=[top.logprobs] if top else [],
         prompt=job.scorer.result() if first and job.scorer else None,
+        low_margins=low_margin,
+        sketch=job.sketch if first else b"",
     )
 
 

@@ -51,6 +51,7 @@ class Choice:
         "prompt_text",
         "reason",
         "reasoning_tokens",
+        "sketch",
         "started",
         "surety",
     )
@@ -80,6 +81,7 @@ class Choice:
         self.surety = Surety()
         self.reasoning_tokens: int | None = None
         self.cached = 0
+        self.sketch = b""
 
     def complete(self) -> bool:
         """Whether `reason` is set."""
@@ -124,6 +126,7 @@ class Choice:
         """What comes before the answer: the prompt, where an echo was asked for."""
         self.started = True
         self.cached = output.cached
+        self.sketch = output.sketch
         answer = self.answer
         if output.prompt is not None:
             answer.prompt_scores = prompt_scores(answer.prompt, output.prompt)

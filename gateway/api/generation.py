@@ -205,6 +205,8 @@ class Generation:
                     age=time.perf_counter() - self._arrived,
                     salt=request.cache_salt or "",
                     background=self._exchange.background,
+                    # A record has room for one.
+                    sketch=self._exchange.recording is not None and not self._choices,
                 )
                 reading = Reading(
                     model.tokenizer, request, plan.make_parser() if plan.make_parser else None, plan.kept, plan.echo
@@ -310,6 +312,7 @@ class Generation:
         if recording is None or recording.over:
             return
         recording.record.uncertainty = surety.record
+        recording.record.embedding = next((choice.sketch for choice in self._choices.values() if choice.sketch), None)
         recording.record.adapter = stream.adapter if stream is not None else ""
         if stream is not None and stream.worker:
             recording.record.worker = stream.worker

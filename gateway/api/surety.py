@@ -9,10 +9,10 @@ from flywheel.record import Uncertainty
 class Surety:
     """Sums over an answer's tokens, in nats. It costs 0.5 µs a step."""
 
-    __slots__ = ("_entropies", "_entropy", "_highest", "_lowest", "_surprisal", "_tokens")
+    __slots__ = ("_close", "_entropies", "_entropy", "_highest", "_judged", "_lowest", "_surprisal", "_tokens")
 
     def __init__(self) -> None:
-        self._tokens = self._entropies = 0
+        self._tokens = self._entropies = self._judged = self._close = 0
         self._surprisal = self._entropy = self._highest = self._lowest = 0.0
 
     def add(self, output: Output) -> None:
@@ -25,6 +25,9 @@ class Surety:
             self._entropies += len(entropies)
             self._entropy += sum(entropies)
             self._highest = max(self._highest, *entropies)
+        if (close := output.low_margins) is not None:
+            self._judged += len(logprobs)
+            self._close += close
 
     @property
     def surprisal(self) -> float | None:
@@ -42,6 +45,7 @@ class Surety:
             max_entropy=self._highest if known else None,
             min_logprob=self._lowest,
             mean_logprob=-self._surprisal / self._tokens,
+            low_margin=self._close / self._judged if self._judged else None,
         )
 
     @classmethod
@@ -51,6 +55,8 @@ class Surety:
         for one in answers:
             made._tokens += one._tokens
             made._entropies += one._entropies
+            made._judged += one._judged
+            made._close += one._close
             made._surprisal += one._surprisal
             made._entropy += one._entropy
             made._highest = max(made._highest, one._highest)

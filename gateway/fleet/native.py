@@ -63,6 +63,7 @@ class SubmitOptions(TypedDict, total=False):
     adapter: str
     background: bool
     embed: Pooling
+    sketch: bool
 
 
 class WorkerLost(Exception):

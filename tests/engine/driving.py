@@ -19,6 +19,7 @@ class Run:
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
     logprobs: dict[int, list[float]] = field(default_factory=dict)
+    low_margins: dict[int, list[int]] = field(default_factory=dict)
     tops: dict[int, list[Top | None]] = field(default_factory=dict)
     stuck: list[int] = field(default_factory=list)
     preemptions: int = 0
@@ -37,6 +38,7 @@ def job(
     arrival: float = 0.0,
     constraint: Constraint | None = None,
     embed: Pooling = "",
+    sketched: bool = False,
 ) -> Job:
     """A job that draws up to ``count`` tokens, greedily unless told otherwise."""
     sampling = sampling or Sampling(max_tokens=count, temperature=0.0)
@@ -54,6 +56,7 @@ def job(
         tpot=0.05,
         constraint=constraint,
         embed=embed,
+        sketched=sketched,
     )
 
 
@@ -81,6 +84,7 @@ def run(
             for made in outcome.drawn:
                 result.tokens.setdefault(made.job.uid, []).append(made.token)
                 result.logprobs.setdefault(made.job.uid, []).append(made.logprob)
+                result.low_margins.setdefault(made.job.uid, []).append(made.low_margin)
                 result.tops.setdefault(made.job.uid, []).append(made.top)
             result.stuck += [stuck.job.uid for stuck in outcome.stuck]
             result.steps += 1

@@ -96,10 +96,27 @@ def test_what_a_newer_peer_adds_is_ignored_and_what_an_older_one_lacks_is_filled
     load = {"type": "load", "waiting": 1, "running": 2, "waiting_tokens": 3, "kv_used": 4, "kv_total": 5}
     newer = load | {"backlog": 0.5, "shiny": [1, 2]}
     assert decode_to_gateway(msgspec.msgpack.encode(newer)) == Load(1, 2, 3, 4, 5, 0.5)
-    newest = [1, [2], [0.0], [0.0], None, 0, 0.0, [], [], None, b"", "shiny"]
+    newest = [1, [2], [0.0], [0.0], None, 0, 0.0, [], [], None, b"", None, b"", "shiny"]
     step = {"type": "step", "outputs": [newest, [2, [3], [0.0], [0.0]]]}
     expected = Step([Output(1, [2], [0.0], [0.0]), Output(2, [3], [0.0], [0.0])])
     assert decode_to_gateway(msgspec.msgpack.encode(step)) == expected
+
+
+def test_sketches_and_low_margins_between_versions() -> None:
+    """Who doesn't know of them skips them; who does takes what lacks them for unknown."""
+    newer = Output(1, [2], [-0.5], [0.5], "stop", 3, 0.25, low_margins=1, sketch=bytes(128))
+    (payload,) = FrameReader().feed(frame(Step([newer])))
+    assert decode_to_gateway(payload) == Step([newer])
+    fields = msgspec.msgpack.decode(payload)["outputs"][0]
+    assert fields[-2:] == [1, bytes(128)], "fields may only be appended"
+    older = {"type": "step", "outputs": [fields[:-2]]}
+    (output,) = msgspec.convert(older, Step).outputs
+    assert (output.low_margins, output.sketch) == (None, b"")
+    asked = Submit(1, b"\x01\0\0\0", Sampling(max_tokens=5), sketch=True)
+    (payload,) = FrameReader().feed(frame(asked))
+    assert decode_to_worker(payload) == asked
+    (payload,) = FrameReader().feed(frame(msgspec.structs.replace(asked, sketch=False)))
+    assert b"sketch" not in payload, "nothing is said where nobody asks"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ class Diary(Runner):
     def land(self, step: Any) -> StepResult:
         self._write(f"land {step[0]}")
         tokens = [piece.start + piece.count for piece in step[1].slices if piece.samples]
-        return StepResult(tokens, [0.0] * len(tokens), [0.0] * len(tokens), [None] * len(tokens))
+        count = len(tokens)
+        return StepResult(tokens, [0.0] * count, [0.0] * count, [0] * count, [None] * count)
 
     def logits(self, slices: Sequence[Slice[Job]]) -> torch.Tensor:
         raise NotImplementedError

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from engine.link import Drain, Failed, Output, Pooling, Sampling, Submit
+from engine.sketch import projection
 from tests.engine.link_client import LinkClient, start_worker, tokens_of
 from tests.models import CONTEXT, VOCABULARY, llama_folder
 
@@ -213,6 +214,27 @@ def test_embeddings(client: LinkClient, model: Path) -> None:
         assert np.frombuffer(output.embedding, "<f4") == pytest.approx(vector.numpy(), abs=1e-3)
     assert first.queued >= 0
     client.idle()
+
+
+def test_sketches_and_low_margins(client: LinkClient, model: Path) -> None:
+    """The first output has the sketch, whether the cache had the prompt or not; one that goes on has none."""
+    tokens = [token % VOCABULARY for token in range(7, 150)]
+    state = hidden_states(model, tokens)[-1].numpy()
+    answer: list[int] = []
+    for number, known in ((1, 0), (2, 0), (3, 4)):
+        words = array("i", tokens + answer[:known]).tobytes()
+        client.send(Submit(number, words, GREEDY, sketch=True, answered=known))
+        outputs = client.answer(number)
+        first, *others = [output.sketch for output in outputs]
+        assert others == [b""] * len(others)
+        if known:
+            assert first == b""
+        else:
+            assert np.frombuffer(first, "<f2") == pytest.approx(state @ projection(96), abs=4e-3, rel=2e-3)
+            answer = tokens_of(outputs)
+        assert all(output.low_margins in (0, 1) for output in outputs)
+    client.submit(4, tokens, GREEDY)
+    assert [output.sketch for output in client.answer(4)] == [b""] * 12
 
 
 def test_a_prompt_that_fills_the_context_can_be_embedded(client: LinkClient) -> None:

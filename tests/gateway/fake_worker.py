@@ -106,7 +106,14 @@ def _scored(output: Output, submit: Submit, first: bool) -> Output:
         top_tokens=[[(token + place) % 257 for place in top] for token in output.tokens] if top else [],
         top_logprobs=[[-0.5 - place for place in top] for _ in output.tokens] if top else [],
         prompt=prompt,
+        low_margins=sum(token % 2 for token in output.tokens),
+        sketch=sketch_of(submit) if first and submit.sketch and not submit.answered else b"",
     )
+
+
+def sketch_of(submit: Submit) -> bytes:
+    """A sketch that says how long the prompt is."""
+    return np.full(64, len(prompt_ids(submit)), "<f2").tobytes()
 
 
 class FakeWorker:
