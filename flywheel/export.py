@@ -1,6 +1,7 @@
 """How do records leave the log, for whoever trains on them or looks at them elsewhere?"""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple
 
@@ -43,10 +44,11 @@ def export(
     """
     (total,) = _one(database, f"SELECT count(*) FROM records WHERE {where}")
     if format == "parquet":
-        database.execute(
+        copy = (
             f"COPY (SELECT * EXCLUDE (sealed) FROM records WHERE {where} ORDER BY received) TO {literal(str(out))} "
             "(FORMAT parquet, COMPRESSION zstd)"
         )
+        _execute(database, copy, lambda share: progress(int(share * total), total) if progress is not None else None)
         return Exported(total, 0)
     assert not isinstance(out, Path)
     lines = _objects(database, where) if format == "jsonl" else _conversations(database, where)
@@ -62,6 +64,18 @@ def export(
     if progress is not None:
         progress(total, total)
     return Exported(done - left_out, left_out)
+
+
+def _execute(database: duckdb.DuckDBPyConnection, sql: str, progress: Callable[[float], None]) -> None:
+    """Run a long statement; ``progress`` is told the share (0 to 1) that is done, as far as DuckDB knows."""
+    database.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(database.execute, sql)
+        while not running.done():
+            progress(max(0.0, database.query_progress()) / 100)
+            wait([running], timeout=0.2)
+        running.result()
+    progress(1.0)
 
 
 def _one(database: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:

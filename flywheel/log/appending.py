@@ -13,6 +13,7 @@ complained about every few seconds.
 import asyncio
 import contextlib
 import logging
+import math
 import queue
 import threading
 from collections import deque
@@ -95,8 +96,9 @@ class Log:
         self._stop = threading.Event()
         self._tick_handle: asyncio.TimerHandle | None = None
         self._avoid_until = 0.0
-        self._complained = 0.0
+        self._complained = -_COMPLAIN_EVERY
         self._complained_lost = 0
+        self._relief = False
         self._lost = 0
         self.records = 0
         self.failures = 0
@@ -164,7 +166,7 @@ class Log:
         while self._handed:  # the disk hangs
             self._lose(self._handed.popleft())
         self._writer.close()
-        self._complain(monotonic())
+        self._complain(math.inf)
 
     def _add(self, entry: Entry) -> None:
         if self._loop is None:
@@ -302,13 +304,18 @@ class Log:
 
     def _works_again(self) -> None:
         self.trouble = ""
-        self._complained = 0.0
-        self._complained_lost = self.lost
-        log.warning("The request log is written again; %d records were lost since the start", self.lost)
+        self._relief = True
 
     def _complain(self, now: float) -> None:
-        """Say what is wrong, not too often."""
-        if now < self._complained + _COMPLAIN_EVERY or not (self.trouble or self.lost > self._complained_lost):
+        """Say what is wrong, or that it isn't any more; not too often, however often that changes."""
+        if now < self._complained + _COMPLAIN_EVERY:
+            return
+        if self._relief and not self.trouble:
+            self._relief = False
+            self._complained_lost = self.lost
+            log.warning("The request log is written again; %d records were lost since the start", self.lost)
+            return
+        if not self.trouble and self.lost <= self._complained_lost:
             return
         self._complained = now
         self._complained_lost = self.lost

@@ -138,7 +138,9 @@ def test_an_export_has_every_row(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     with connect(tmp_path) as database:
         file = tmp_path / "out's.parquet"
-        assert export(database, "parquet", file) == (1201, 0)
+        assert export(database, "parquet", file, progress=lambda *counts: told.append(counts)) == (1201, 0)
+        assert told.pop() == (1201, 1201)
+        told.clear()
         assert duckdb.read_parquet(str(file)).count("*").fetchall() == [(1201,)]
         export(database, "jsonl", io.BytesIO(), progress=lambda *counts: told.append(counts))
     assert told == [(500, 1201), (1000, 1201), (1201, 1201)]

@@ -220,6 +220,26 @@ def test_a_full_disk_stops_nobody_and_nothing_is_lost_that_fits_in_memory(
     assert "written again" in caplog.text
 
 
+def test_a_disk_that_fails_now_and_then_is_not_complained_about_each_time(
+    tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        log = Log(tmp_path)
+        log.start()
+        for number in range(6):
+            disk.error = errno.ENOSPC
+            assert not await append(log, record(number))
+            disk.error = 0
+            await until(lambda: not log.trouble and not log.backlog)
+        log.close()
+        assert log.records == 6
+
+    asyncio.run(run())
+    said = [one.message for one in caplog.records if one.name == "flywheel.log.appending"]
+    assert 1 < len(said) < 5
+    assert "written again" in said[-1]
+
+
 def test_what_exceeds_the_backlog_is_lost_and_counted(tmp_path: Path, disk: Disk) -> None:
     async def run() -> None:
         log = Log(tmp_path, backlog_bytes=10_000)
