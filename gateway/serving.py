@@ -93,6 +93,7 @@ class Serving:
         self._targets: dict[str, RunningTarget] = {}
         self._passings: dict[str, Passing] = {}
         self._tasks: dict[Target, asyncio.Task[None]] = {}
+        self._called: dict[Target, set[str]] = {}  # all names that have led to a target since it is there
         self._retiring: set[asyncio.Task[None]] = set()
         self._numbers: dict[str, int] = {}
         self._folders = 0
@@ -254,7 +255,6 @@ class Serving:
             await self._give_up(fresh.values())
             raise
         running: dict[str, Target] = {**self._targets, **self._passings}
-        called = {name: self.plan.called(name) for name in running}
         self._switch(
             plan,
             {name: targets[name] for name in plan.natives},
@@ -263,7 +263,7 @@ class Serving:
         kept = {*self._targets.values(), *self._passings.values()}
         for name, one in running.items():
             if one not in kept:
-                task = asyncio.create_task(self._retire(name, one, called[name]))
+                task = asyncio.create_task(self._retire(name, one))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
 
@@ -304,6 +304,8 @@ class Serving:
     def _switch(self, plan: Plan, targets: dict[str, RunningTarget], passings: dict[str, Passing]) -> None:
         """From here on, all names lead to what a plan says."""
         self.plan, self._targets, self._passings = plan, targets, passings
+        for name, one in targets.items():
+            self._called.setdefault(one, set()).update(plan.called(name))
         self._context.keys = keyring(self._settings, plan)
         for name, upstream in plan.upstreams.items():
             passings[name].change(upstream.urls, upstream.file)
@@ -445,11 +447,12 @@ class Serving:
                 one.kill()
             await self._let_go(one)
 
-    async def _retire(self, name: str, one: Target, called: Sequence[str]) -> None:
-        """Let a target go once the last request has ended that came when clients called it ``called``."""
+    async def _retire(self, name: str, one: Target) -> None:
+        """Let a target go once the last request has ended that came when a name of clients' led to it."""
+        called = self._called.pop(one, ())
         if isinstance(one, RunningTarget):
             # Which model a request is for isn't known before all of it is there.
-            names, begun = {"", *called}, set(self._context.exchanges)
+            names, begun = {"", name, *called}, set(self._context.exchanges)
             while begun := {exchange for exchange in begun & self._context.exchanges if exchange.model in names}:
                 await asyncio.sleep(_LOOK_EVERY)
         elif self.lanes is not None:

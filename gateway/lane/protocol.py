@@ -32,7 +32,7 @@ class LaneProtocol(HttpProtocol):
         self._lanes = lanes
         self._incoming: Exchange | None = None
         self._running: Exchange | None = None
-        self._discarding = False
+        self._discarding = self._discarded = False  # a body that is too large; all of it has come
         self._idle_since = 0.0
         self._fed = b""  # what httptools is being fed, if it began between two messages
         self._between = True
@@ -168,7 +168,9 @@ class LaneProtocol(HttpProtocol):
         self._between = True
         if incoming is None:
             if self._discarding:
-                self.transport.close()
+                self._discarded = True
+                if self._running is None:
+                    self.transport.close()
             else:
                 super().on_message_complete()
             return
@@ -223,7 +225,9 @@ class LaneProtocol(HttpProtocol):
 
     def done(self, close: bool) -> None:
         self._running = None
-        if self._discarding:
+        if self._discarded:
+            self.transport.close()
+        elif self._discarding:
             asyncio.get_running_loop().call_later(_LINGER, self.transport.close)
         elif close:
             self.transport.close()
