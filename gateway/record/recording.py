@@ -95,7 +95,7 @@ class Recording:
             VERSION,
             recorder.unique(request_id) if self._keeps else request_id,
             time.time_ns() // 1000,
-            operation_name=_OPERATIONS.get(endpoint, endpoint.rpartition("/")[2]),
+            operation_name=_OPERATIONS.get(endpoint) or endpoint.rpartition("/")[2],
             endpoint=endpoint,
             trace_id=self.trace.trace_id,
             span_id=self.trace.span_id,
@@ -133,12 +133,14 @@ class Recording:
         self.record.model = model
         self.timing.queued = self._now()
         self._begun = True
-        with careful:
-            self._recorder.begin(self.record)
+        if self._keeps:
+            with careful:
+                self._recorder.begin(self.record)
 
     def placed(self, target: str, worker: str) -> None:
         """It is sent to somebody who may answer; what has come from others is thrown away."""
-        self._again()
+        if self._last or self._tail:
+            self._again()
         record = self.record
         record.target, record.worker = target, worker
         record.attempts += 1

@@ -139,8 +139,8 @@ class Exporter:
                         found.total,
                         counts,
                         measure.bounds,
-                        found.least,
-                        found.most,
+                        min=None,  # type: ignore[arg-type]  # optional in OTLP, and worth nothing since the start
+                        max=None,  # type: ignore[arg-type]
                     )
                 )
             if points:

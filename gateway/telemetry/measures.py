@@ -54,24 +54,18 @@ MEASURES: Final = (DURATION, FIRST_TOKEN, PER_TOKEN, TOKENS)
 
 
 class Distribution:
-    """A histogram over ``bounds``, with the sum and the extremes of what was counted."""
+    """A histogram over ``bounds``, with the sum of what was counted."""
 
-    __slots__ = ("bounds", "counts", "least", "most", "total")
+    __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
-        self.least = float("inf")
-        self.most = 0.0
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
-        if value < self.least:
-            self.least = value
-        if value > self.most:
-            self.most = value
 
     @property
     def count(self) -> int:

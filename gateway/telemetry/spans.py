@@ -30,7 +30,7 @@ _OF_SAMPLING: Final = (
     *("temperature", "top_p", "top_k", "max_tokens", "frequency_penalty", "presence_penalty", "seed", "choice_count"),
     "stop_sequences",
 )
-_OURS: Final = ("request_id", "outcome", "model", "variant", "target", "worker", "adapter", "key", "attempts")
+_OURS: Final = ("request_id", "outcome", "variant", "target", "worker", "adapter", "key", "attempts")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -109,7 +109,6 @@ def attributes(record: Record) -> dict[str, Value]:
     said |= {f"penstock.{name}": getattr(record, name) for name in _OURS}
     said["gen_ai.provider.name"] = record.provider_name or PROVIDER
     said["error.type"] = error_type(record)
-    said["http.request.method"] = "POST"
     said["http.response.status_code"] = record.status
     said["http.route"] = record.endpoint
     return {name: value for name, value in said.items() if value is not None and value not in ("", ())}

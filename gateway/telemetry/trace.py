@@ -7,7 +7,7 @@ request begins a trace of its own, and of these a share is kept, by their ids: t
 
 import re
 from collections.abc import Iterable
-from random import getrandbits
+from random import randbytes
 from typing import Final, NamedTuple
 
 import msgspec
@@ -23,7 +23,6 @@ NAMES: Final = frozenset({PARENT, STATE})
 _PARENT: Final = re.compile(rb"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _NO_TRACE: Final = b"0" * 32
 _NO_SPAN: Final = b"0" * 16
-_LOW: Final = (1 << 64) - 1
 
 
 class Carried(NamedTuple):
@@ -78,15 +77,15 @@ class Traces:
     """
 
     def __init__(self, share: float = 0.0) -> None:
-        self._bound = round(share * (1 << 64))
+        # Ids in hex are in the order of what they stand for; nothing in hex comes behind g.
+        self._bound = f"{round(share * (1 << 64)):016x}" if share < 1 else "g"
 
     def join(self, carried: Carried) -> Trace:
         """The place of a request that came with ``carried``."""
         if carried is not NOTHING and (taken := _taken_over(carried)) is not None:
             return taken
-        bits = getrandbits(192)
-        drawn = f"{bits:048x}"
-        return Trace(drawn[:32], drawn[32:], "", (bits >> 64) & _LOW < self._bound)
+        drawn = randbytes(24).hex()
+        return Trace(drawn[:32], drawn[32:], "", drawn[16:32] < self._bound)
 
 
 def _taken_over(carried: Carried) -> Trace | None:
@@ -98,4 +97,4 @@ def _taken_over(carried: Carried) -> Trace | None:
     if trace_id == _NO_TRACE or parent_id == _NO_SPAN or (version == b"00" and more):
         return None
     sampled = bool(int(flags, 16) & 1)
-    return Trace(trace_id.decode(), f"{getrandbits(64):016x}", parent_id.decode(), sampled, carried.state)
+    return Trace(trace_id.decode(), randbytes(8).hex(), parent_id.decode(), sampled, carried.state)
