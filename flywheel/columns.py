@@ -6,6 +6,7 @@ deltalake and is a tenth of pyarrow's size.
 
 import datetime
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -31,38 +32,31 @@ Rows = Sequence[Any]
 
 
 class Column(NamedTuple):
-    """``values``: of the rows, as Python objects or already as an array."""
+    """``values``: of the rows, or of their part ``of``, as Python objects or already as an array."""
 
     name: str
     type: DataType
     values: Callable[[Rows], Any]
+    of: str = ""
 
 
 def _day(received: int) -> int:
     return received // _DAY
 
 
-def _field(name: str, type: DataType, of: str = "", default: Any = None) -> Column:
-    """A field of the record, or of its part ``of``, whose place ``default`` takes where there is none."""
+def _field(name: str, type: DataType, of: str = "") -> Column:
+    """A field of the record, or of its part ``of``."""
     get = attrgetter(name)
-    if not of:
-        return Column(name, type, lambda rows: list(map(get, rows)))
-    part = attrgetter(of)
-    return Column(name, type, lambda rows: [get(part(row) or default) for row in rows])
+    return Column(name, type, lambda rows: list(map(get, rows)), of)
 
 
 def _lists(values: Sequence[Sequence[Any]], type: DataType) -> Array:
     """An array of lists; arro3 makes none of Python's."""
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum([len(one) for one in values], out=offsets[1:])
-    flat = Array([item for one in values for item in one], type=_item(type))
+    items = chain.from_iterable(values)
+    flat = Array(np.fromiter(items, np.int32)) if type == _COUNTS else Array(list(items), type=_TEXT)
     return list_array(Array(offsets), flat, type=type)
-
-
-def _item(type: DataType) -> DataType:
-    found = type.value_type
-    assert found is not None
-    return found
 
 
 def _vectors(rows: Rows) -> Array:
@@ -83,15 +77,15 @@ def _texts(values: list[bytes | None]) -> Array:
     return Array([one if one is None else one.decode("utf-8", "replace") for one in values], type=_TEXT)
 
 
-def _output(row: Record) -> bytes | None:
-    return None if row.content is None or row.content.output is None else messages(row.content.output)
+def _output(content: Content) -> bytes | None:
+    return None if content.output is None else messages(content.output)
 
 
 def _tags(row: Record) -> str | None:
     return None if row.tags is None else msgspec.json.encode(row.tags).decode()
 
 
-_S, _T, _U, _C = Sampling(), Timing(), Uncertainty(), Content()
+_PARTS: Final = {"sampling": Sampling(), "timing": Timing(), "uncertainty": Uncertainty(), "content": Content()}
 
 RECORD_COLUMNS: Final = (
     Column("day", DataType.date32(), lambda rows: [_day(row.received) for row in rows]),
@@ -113,21 +107,21 @@ RECORD_COLUMNS: Final = (
     *(_field(name, _TEXT) for name in ("error_type", "error_message")),
     _field("attempts", _NUMBER),
     _field("shadow_of", _TEXT),
-    *(_field(name, _REAL, "sampling", _S) for name in ("temperature", "top_p")),
-    *(_field(name, _NUMBER, "sampling", _S) for name in ("top_k", "max_tokens")),
-    *(_field(name, _REAL, "sampling", _S) for name in ("frequency_penalty", "presence_penalty")),
-    *(_field(name, _NUMBER, "sampling", _S) for name in ("seed", "choice_count")),
-    _field("stop_sequences", _TEXTS, "sampling", _S),
-    *(_field(name, _REAL, "timing", _T) for name in ("queued", "placed", "first_token", "last_token", "ended")),
-    _field("gaps", _COUNTS, "timing", _T),
+    *(_field(name, _REAL, "sampling") for name in ("temperature", "top_p")),
+    *(_field(name, _NUMBER, "sampling") for name in ("top_k", "max_tokens")),
+    *(_field(name, _REAL, "sampling") for name in ("frequency_penalty", "presence_penalty")),
+    *(_field(name, _NUMBER, "sampling") for name in ("seed", "choice_count")),
+    _field("stop_sequences", _TEXTS, "sampling"),
+    *(_field(name, _REAL, "timing") for name in ("queued", "placed", "first_token", "last_token", "ended")),
+    _field("gaps", _COUNTS, "timing"),
     *(
-        _field(name, _REAL, "uncertainty", _U)
+        _field(name, _REAL, "uncertainty")
         for name in ("mean_entropy", "max_entropy", "min_logprob", "mean_logprob", "low_margin")
     ),
-    Column("content_mode", _TEXT, lambda rows: [(row.content or _C).mode for row in rows]),
-    Column("input", _TEXT, lambda rows: _texts([(row.content or _C).input for row in rows])),
-    Column("output", _TEXT, lambda rows: _texts([_output(row) for row in rows])),
-    *(_field(name, _BYTES, "content", _C) for name in ("input_hash", "output_hash", "sealed")),
+    Column("content_mode", _TEXT, lambda contents: [one.mode for one in contents], "content"),
+    Column("input", _TEXT, lambda contents: _texts([one.input for one in contents]), "content"),
+    Column("output", _TEXT, lambda contents: _texts([_output(one) for one in contents]), "content"),
+    *(_field(name, _BYTES, "content") for name in ("input_hash", "output_hash", "sealed")),
     Column("embedding", _VECTOR, _vectors),
     Column("tags", _TEXT, lambda rows: [_tags(row) for row in rows]),
     _field("version", _NUMBER),
@@ -153,8 +147,12 @@ def schema(columns: Iterable[Column]) -> Schema:
 
 def rows_to_batch(rows: Sequence[Record | Feedback], columns: Sequence[Column]) -> RecordBatch:
     """``rows`` as columns. Some hundreds at a time are quickest: they stay in the processor's cache."""
+    parts: dict[str, Rows] = {"": rows}
+    for name in {column.of for column in columns if column.of}:  # once, not for each of a part's columns
+        empty = _PARTS[name]
+        parts[name] = [getattr(row, name) or empty for row in rows]
     return RecordBatch.from_arrays(
-        [_array(column.values(rows), column.type) for column in columns], schema=schema(columns)
+        [_array(column.values(parts[column.of]), column.type) for column in columns], schema=schema(columns)
     )
 
 
