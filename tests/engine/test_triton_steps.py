@@ -18,6 +18,7 @@ from kernels import device, kv_cache
 from scheduler.batch import SchedulerConfig
 from tests.engine.driving import job, run
 from tests.engine.families import prompt, save
+from tests.engine.test_sketch import check_low_margins, check_sketch
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels aren't interpreted here")
 
@@ -39,7 +40,10 @@ def test_greedy_tokens_are_those_of_generate(name: str, tmp_path: Path) -> None:
     runner = DeviceRunner(model, 40, 4, DeviceLimits(max_running=2, max_batch_tokens=40, max_model_len=60))
     prompts = [prompt(1, 9), prompt(2, 3)]
     # The second comes while the first is under way: decodes and prefill share a step.
-    jobs = [job(uid, tokens, 4, arrival=2.0 * uid) for uid, tokens in enumerate(prompts)]
+    jobs = [job(uid, tokens, 4, arrival=2.0 * uid, sketched=True) for uid, tokens in enumerate(prompts)]
     config = SchedulerConfig(max_running=2, max_batch_tokens=40, min_prefill_tokens=2)
-    drawn = run(runner, jobs, config=config).tokens
-    assert [drawn[uid] for uid in range(2)] == [pair.greedy(tokens, 4) for tokens in prompts]
+    result = run(runner, jobs, config=config)
+    for one, tokens in zip(jobs, prompts, strict=True):
+        assert result.tokens[one.uid] == pair.greedy(tokens, 4)
+        check_sketch(one, pair, tokens)
+        check_low_margins(result.low_margins[one.uid], pair, tokens, result.tokens[one.uid])
