@@ -110,7 +110,7 @@ class Exporter:
                 self._send_spans()
                 if self._metrics is not None and (last or monotonic() >= next_metrics):
                     next_metrics = monotonic() + self._metrics_every
-                    self._metrics.export(self._data())
+                    self._send_metrics(self._metrics)
             except Exception:
                 log.exception("telemetry could not be sent")
 
@@ -120,10 +120,11 @@ class Exporter:
             if self._spans.export(spans) is not SpanExportResult.SUCCESS:
                 self.lost += len(batch)
 
-    def _data(self) -> MetricsData:
-        """All metrics as they stand."""
-        metrics = ScopeMetrics(self._scope, list(self._histograms(time.time_ns())), "")
-        return MetricsData([ResourceMetrics(self._resource, [metrics], "")])
+    def _send_metrics(self, exporter: OTLPMetricExporter) -> None:
+        """Send all metrics as they stand."""
+        if found := list(self._histograms(time.time_ns())):
+            metrics = ScopeMetrics(self._scope, found, "")
+            exporter.export(MetricsData([ResourceMetrics(self._resource, [metrics], "")]))
 
     def _histograms(self, now: int) -> Iterator[Metric]:
         for measure in MEASURES:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from gateway.telemetry.lines import about
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.answers import ENDPOINTS, Answer, Said
 from gateway.traffic.ending import Ending
@@ -229,7 +230,8 @@ class Shadows:
                     self._end(copy, "dropped")
                     raise
                 except Exception:
-                    log.exception("shadow=%s request=%s: a fault of ours", target, copy.request_id)
+                    which = (target, copy.request_id)
+                    log.exception("shadow=%s request=%s: a fault of ours", *which, extra=about(copy.request_id))
                     self._end(copy, "failed", "fault")
         finally:
             line.under_way -= 1
@@ -247,7 +249,7 @@ class Shadows:
         except TimeoutError:
             why = "timeout"
         except Exception as error:
-            log.debug("shadow=%s request=%s: %r", target, copy.request_id, error)
+            log.debug("shadow=%s request=%s: %r", target, copy.request_id, error, extra=about(copy.request_id))
             why = "no answer"
         if not why and not 200 <= found.status < 300:
             why = str(found.status)
