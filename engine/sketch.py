@@ -1,10 +1,10 @@
 """What is kept of a prompt for those who watch how prompts change? A sketch: 64 numbers, alike where prompts are.
 
-It is a random projection (Johnson and Lindenstrauss 1984; with normal numbers, Indyk and Motwani 1998, section 4.1) of
-the hidden state, after the final norm, that a prompt's first token is drawn from. That is computed anyway. Lengths and
-angles survive to within some 1 / sqrt(64) of themselves, so that distances between sketches stand for those between
-prompts, as the model reads them. The projection depends on the hidden size alone: sketches that different workers make
-of one model can be compared, and those from before a restart with later ones.
+It is a random projection (Johnson and Lindenstrauss 1984; with normal numbers, Indyk and Motwani 1998) of the hidden
+state, after the final norm, that a prompt's first token is drawn from. That is computed anyway. Lengths and angles
+survive to within some 1 / sqrt(64) of themselves, so that distances between sketches stand for those between prompts,
+as the model reads them. The projection depends on the hidden size alone: sketches that different workers make of one
+model can be compared, and those from before a restart with later ones.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ class Sketcher:
     def sketch(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, `SIZE`] float16 for hidden states [R, hidden], as `Decoder.hidden_states` gives them.
 
-        60 us for a row of 1,024 on one core that is otherwise idle; nothing where nobody asks.
+        On one core (EPYC, AVX2) 15 us of its time for a row of 1,024, and 40 for one of 4,096.
         """
         return (self._model.normed(hidden).float() @ self._projection).clamp_(-_MOST, _MOST).half()
 
