@@ -90,7 +90,7 @@ class Adapter:
             return weight
         a, b = (self._tensor(key).to(device, torch.float32) for key in (product.a, product.b))
         left, right = (a.T, b.T) if product.transposed else (b, a)
-        return torch.addmm(weight.to(device, torch.float32), left, right, alpha=product.scaling)
+        return weight.to(device, torch.float32, copy=True).addmm_(left, right, alpha=product.scaling)
 
     def _tensor(self, key: str) -> torch.Tensor:
         return self._tensors.tensor(key, self._shapes[key])
