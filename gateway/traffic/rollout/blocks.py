@@ -14,7 +14,7 @@ Some values come late: a user's opinion, minutes after the answer. A block is ha
 it, and a second time for those, after `LATE` seconds.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -73,7 +73,7 @@ class Blocks:
         self._compared: deque[list[_Member]] = deque(maxlen=_WAITING)
         self._members: dict[int, _Member] = {}
         self._ratable: dict[str, _Member] = {}
-        self._seen: dict[int, float] = {}
+        self._seen: OrderedDict[int, float] = OrderedDict()  # who counted last, last
 
     def came(self, uid: int, canary: bool, unit: str, now: float) -> None:
         """A request came and was given its arm. ``unit``: what the arm sticks to; "" for each request by itself."""
@@ -146,11 +146,10 @@ class Blocks:
         last = self._seen.get(user)
         if last is not None and now - last < _AGAIN:
             return False
-        if len(self._seen) >= _UNITS:
-            self._seen = {one: when for one, when in self._seen.items() if now - when < _AGAIN}
-            while len(self._seen) >= _UNITS:
-                del self._seen[next(iter(self._seen))]
+        if last is None and len(self._seen) >= _UNITS:
+            self._seen.popitem(last=False)
         self._seen[user] = now
+        self._seen.move_to_end(user)
         return True
 
 

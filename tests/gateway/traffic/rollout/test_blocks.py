@@ -1,5 +1,7 @@
 import random
 
+import pytest
+
 from gateway.traffic.rollout.blocks import LARGEST, LATE, SMALLEST, Blocks, Outcome
 
 
@@ -126,3 +128,12 @@ def test_memory_is_bounded_when_nothing_ever_ends_and_when_everybody_could_be_as
             blocks.ended(uid, Outcome({}), f"req-{uid}")
     assert len(blocks._closed) == 10_000
     assert len(blocks._ratable) == 50_000
+
+
+def test_no_more_users_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.traffic.rollout.blocks._UNITS", 100)
+    blocks = Blocks()
+    for number in range(1000):
+        blocks.came(2 * number, number % 2 == 0, f"u{number}", float(number))
+        blocks.came(2 * number + 1, number % 2 == 0, f"u{number}", float(number))  # counts once
+    assert len(blocks._seen) == 100 and len(blocks._members) == 1000
