@@ -22,7 +22,7 @@ class Page:
     def __init__(self, name: str, folder: Path) -> None:
         text = (ROOT / "docs" / name).read_text()
         blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-        self.commands = [line for block in blocks for line in block.splitlines()]
+        self.commands: list[str] = [line for block in blocks for line in block.splitlines()]
         self.folder = folder
         (folder / "examples").symlink_to(ROOT / "examples")
 
