@@ -143,7 +143,8 @@ class RoutedExchange(Exchange):
         route, plan, context = self._route, self._route.plan, self._lanes.context
         self._asked = self.body
         request_id = self.request_id.decode()
-        said = asking(plan.sticky, self._asked, self.head.headers, key.id, request_id)
+        user = self._skimmed.user if self._skimmed is not None else None
+        said = asking(plan.sticky, self._asked, self.head.headers, key.id, request_id, user)
         self._assignment = route.assign(said, self.head.variant)
         if context.watching is not None:
             self._watched = context.watching.watch(self._assignment, self.endpoint, self._asked, request_id)

@@ -62,7 +62,11 @@ def renamed(body: bytes, model: str) -> bytes:
 
     Of several ``model`` fields the last one counts, for `skim` as for others.
     """
-    old = np.frombuffer(memoryview(_named.decode(body).model), np.uint8)  # looks into the body itself
+    raw = _named.decode(body).model
+    said = bytes(raw)
+    if body.count(said) == 1:  # 5 KB take 0.5 µs instead of 10
+        return body.replace(said, _encode(model))
+    old = np.frombuffer(memoryview(raw), np.uint8)  # looks into the body itself
     start = old.ctypes.data - np.frombuffer(body, np.uint8).ctypes.data
     return b"%b%b%b" % (body[:start], _encode(model), body[start + len(old) :])
 

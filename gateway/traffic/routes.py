@@ -185,15 +185,19 @@ class _Said(msgspec.Struct):
 _said: Final = msgspec.json.Decoder(_Said)
 
 
-def asking(rule: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], key: str, request_id: str) -> Asking:
+def asking(
+    rule: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], key: str, request_id: str, user: Any = None
+) -> Asking:
     """Who asks, as far as ``rule`` wants to know: the body is only looked at where it has to be, and can be.
 
     A user is OpenAI's ``user`` or ``safety_identifier``, or Anthropic's ``metadata.user_id``; a session the header
-    ``x-session-id``, or OpenAI's ``prompt_cache_key``.
+    ``x-session-id``, or OpenAI's ``prompt_cache_key``. The argument ``user`` is what is known of the first of these.
     """
     if rule == "key":
         return Asking(key=key, request=request_id)
     if rule == "user":
+        if isinstance(user, str) and user:
+            return Asking(user=user, request=request_id)
         return Asking(user=_first(_users(_read(body))), request=request_id)
     if rule == "session" or rule.startswith("header:"):
         named = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
