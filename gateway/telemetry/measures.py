@@ -94,7 +94,7 @@ class Measures:
 
     def count(self, record: Record) -> None:
         """Count a request that has ended."""
-        error = error_type(record)
+        error = "" if record.outcome == "ok" else error_type(record)
         key = (record.operation_name, record.provider_name, record.model, error)
         kind = self._kinds.get(key)
         if kind is None:
