@@ -11,7 +11,6 @@ import random
 
 import openai
 
-
 _PATIENCE = 8  # questions that nobody is there to answer
 
 

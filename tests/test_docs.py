@@ -29,7 +29,9 @@ def missing_paths(text: str, folder: Path) -> list[str]:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
     named = re.findall(rf"`((?:[\w.-]+/)*[\w.-]+\.(?:{'|'.join(SUFFIXES)})|(?:[\w.-]+/)+)`", text)
     gone = [link for link in links if "://" not in link and not (folder / link).exists()]
-    gone += [name for name in named if not ((folder / name).exists() or (ROOT / name).exists() or name in MADE | THEIRS)]
+    gone += [
+        name for name in named if not ((folder / name).exists() or (ROOT / name).exists() or name in MADE | THEIRS)
+    ]
     return gone
 
 

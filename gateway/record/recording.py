@@ -5,12 +5,14 @@ once, as its beginning; the whole goes there when it is over, and only then does
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from flywheel.record import VERSION, Record, Sampling, Timing, count_gap
 from gateway.careful import careful
@@ -34,30 +36,35 @@ _MESSAGE: Final = 500  # characters of an error's message
 _NAME: Final = 256  # characters of what clients call themselves
 
 
-class _Asked(msgspec.Struct):
-    """What of a request's body is in a record's own fields; of other types than it should be, it isn't noted."""
+_Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
 
-    model: Any = None
-    user: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
+
+class _Asked(msgspec.Struct):
+    """What of a request's body is in a record's own fields, where it is of the types that it should be."""
+
+    model: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     metadata: Any = None
-    temperature: Any = None
-    top_p: Any = None
-    top_k: Any = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_tokens: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    seed: Any = None
-    n: Any = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: _Whole = None
+    max_tokens: _Whole = None
+    max_completion_tokens: _Whole = None
+    max_output_tokens: _Whole = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: _Whole = None
+    n: _Whole = None
     stop: Any = None
     stop_sequences: Any = None
-    stream: Any = None
+    stream: bool | None = None
 
 
-_asked: Final = msgspec.json.Decoder(_Asked)
+_asked: Final = msgspec.json.Decoder(_Asked).decode
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NAMES: Final = frozenset(_Asked.__struct_fields__)
 
 
 class Recording:
@@ -111,20 +118,18 @@ class Recording:
         record.key = key
         if not self._keeps and not self.trace.sampled:
             return
-        try:
-            said = _asked.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            said = _Asked()
-        record.request_model = _text(said.model) or _model(body)
+        said = _read(body)
+        record.request_model = _short(said.model) or _model(body)
         record.content = self._recorder.content_of(record.request_model, key)
         record.content.input = body
-        metadata = said.metadata if isinstance(said.metadata, dict) else {}
-        record.user = _text(said.user) or _text(said.safety_identifier) or _text(metadata.get("user_id"))
-        record.session = _text(said.prompt_cache_key)
-        record.stream = said.stream is True
-        record.sampling = _sampling(said)
+        metadata = said.metadata if isinstance(said.metadata, dict) else None
+        user = said.user or said.safety_identifier
         if metadata:
             record.tags = {name: value for name, value in metadata.items() if isinstance(value, str)} or None
+            user = user or (record.tags or {}).get("user_id")
+        record.user, record.session = _short(user), _short(said.prompt_cache_key)
+        record.stream = said.stream is True
+        record.sampling = _sampling(said)
 
     def begin(self, model: str) -> None:
         """It is let in: whatever happens from here on, there will be a record of it. ``model`` is a served name."""
@@ -252,43 +257,52 @@ class Recording:
 def _model(body: bytes) -> str:
     """The model of a body not all of which can be read."""
     try:
-        return _text(skim(body).model)
+        return _short(skim(body).model)
     except ApiError:
         return ""
 
 
+def _read(body: bytes) -> _Asked:
+    """What a body asks for; fields of other types than they should be aren't noted."""
+    try:
+        return _asked(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _read_field_by_field(body)
+
+
+def _read_field_by_field(body: bytes) -> _Asked:
+    made = _Asked()
+    try:
+        fields = _fields(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return made
+    for name in _NAMES & fields.keys():
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            one = _asked(b'{"%b":%b}' % (name.encode(), bytes(fields[name])))
+            setattr(made, name, getattr(one, name))
+    return made
+
+
 def _sampling(said: _Asked) -> Sampling:
-    most = [said.max_completion_tokens, said.max_tokens, said.max_output_tokens]
+    most = said.max_completion_tokens
+    if most is None:
+        most = said.max_output_tokens if said.max_tokens is None else said.max_tokens
     stops = said.stop_sequences if said.stop is None else said.stop
     return Sampling(
-        temperature=_number(said.temperature),
-        top_p=_number(said.top_p),
-        top_k=_whole(said.top_k),
-        max_tokens=next((found for one in most if (found := _whole(one)) is not None), None),
-        frequency_penalty=_number(said.frequency_penalty),
-        presence_penalty=_number(said.presence_penalty),
-        seed=_whole(said.seed),
-        choice_count=_whole(said.n),
-        stop_sequences=_texts(stops),
+        said.temperature,
+        said.top_p,
+        said.top_k,
+        most,
+        said.frequency_penalty,
+        said.presence_penalty,
+        said.seed,
+        said.n,
+        () if stops is None else _texts(stops),
     )
 
 
-def _number(value: Any) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
-
-
-def _whole(value: Any) -> int | None:
-    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-    return value if fits else None
-
-
-def _text(value: Any) -> str:
-    return value[:_NAME] if isinstance(value, str) else ""
+def _short(value: str | None) -> str:
+    return value[:_NAME] if value else ""
 
 
 def _texts(value: Any) -> tuple[str, ...]:
