@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.lane.rig import free_port, wait_for
 from bench.machine import Machine, describe, version_of
 from bench.publish import publish
 from flywheel.maintenance import maintain
@@ -67,7 +67,7 @@ def run(folder: Path, kills: int, durability: str = "os", seed: int = 0, longest
     """Kill so many gateways, each within ``longest`` seconds after it was ready."""
     began = time.monotonic()
     draw = random.Random(seed)
-    port, upstream_port = _free_port(), _free_port()
+    port, upstream_port = free_port(), free_port()
     log = folder / "log"
     file = folder / "penstock.yaml"
     file.write_text(
@@ -79,18 +79,18 @@ def run(folder: Path, kills: int, durability: str = "os", seed: int = 0, longest
     upstream = _fork(lambda: asyncio.run(_upstream(upstream_port)), folder)
     answered: set[str] = set()
     try:
-        _wait_for(upstream_port)
+        wait_for(upstream_port)
         for number in range(kills):
             gateway = _fork(lambda: serve(settings), folder)
             try:
-                _wait_for(port)
+                wait_for(port)
                 asyncio.run(_life(port, number, gateway, draw.uniform(0.0, longest), answered))
             finally:
                 _kill(gateway)
             if number % _EVERY == _EVERY - 1:
                 maintain(log)
         gateway = _fork(lambda: serve(settings), folder)  # it closes what the last one left open
-        _wait_for(port)
+        wait_for(port)
         os.kill(gateway, signal.SIGTERM)
         os.waitpid(gateway, 0)
     finally:
@@ -195,25 +195,6 @@ def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port), 1):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.005)
 
 
 def render(result: Kills) -> str:

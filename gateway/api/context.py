@@ -1,7 +1,7 @@
 """What do all endpoints share? The models, the metrics, the limits, and whether we are shutting down."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from engine.link import Failed
 from gateway.api.exchange import Exchange
@@ -11,8 +11,8 @@ from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.record.recorder import Recorder
 from gateway.telemetry.metrics import Metrics
-from gateway.traffic.keys import Key, Keyring
-from gateway.traffic.limits.limiter import Limiter, Tab
+from gateway.traffic.keys import Keyring
+from gateway.traffic.limits.limiter import Limiter
 from gateway.traffic.rollout.service import Rollouts
 from gateway.traffic.routes import Route
 from gateway.traffic.shadow.service import Shadows
@@ -20,50 +20,14 @@ from gateway.traffic.watching import Watching
 from gateway.wire import errors
 
 if TYPE_CHECKING:
-    from gateway.lane.inside import Inside
     from gateway.lane.lane import Lane
+    from gateway.lane.lanes import Lanes
 
 _RETRY_LOST: Final = 2.0  # a dead worker's successor takes at least a second to come
 
 
 class ReloadError(Exception):
     """The configuration stays as it was; the message says why."""
-
-
-class Upstreams(Protocol):
-    """Models that others serve, to whom requests pass through."""
-
-    @property
-    def not_ready(self) -> str | None:
-        """Why requests would not be answered now, or None when they would."""
-
-    def names(self) -> list[str]:
-        """The names of the models."""
-
-    def lane_to(self, target: str) -> "Lane | None":
-        """The way to a target, if it is one of upstreams."""
-
-    def lane_of(self, model: str) -> "Lane | None":
-        """The way that a model's name leads to, if it leads to upstreams."""
-
-    def inside(
-        self,
-        lane: "Lane",
-        *,
-        endpoint: str,
-        sent: list[tuple[bytes, bytes]],
-        body: bytes,
-        key: Key,
-        tab: Tab,
-        variant: str,
-        request_id: str,
-        background: bool = False,
-        unseen: bool = False,
-    ) -> "Inside":
-        """Send a request from within this way; see `gateway.lane.inside`."""
-
-    def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:
-        """End every request that still runs, with a reason."""
 
 
 class Context:
@@ -83,7 +47,8 @@ class Context:
         self.metrics = metrics or Metrics()
         self.keys = keys or Keyring()
         self.limits = Limiter(self.metrics)
-        self.upstreams: Upstreams | None = None
+        self.upstreams: Lanes | None = None
+        """The way to models that others serve."""
         self.models: dict[str, ServedModel] = {}
         self.targets: dict[str, ServedModel] = {}
         """What routes lead to, by the names of targets."""

@@ -251,7 +251,8 @@ async def _pass_through(
     recorder, sent = context.recorder, exchange.sent
     if exchange.recording is not None and recorder is not None and recorder.telemetry is not None:
         sent = exchange.recording.trace.onto(sent)
-    inside = context.upstreams.inside(
+    inside = Inside(
+        context.upstreams,
         lane,
         endpoint=endpoint,
         sent=sent,

@@ -1,6 +1,6 @@
 """Where does it stand in the file? YAML as plain values, with the line of each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -8,6 +8,12 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 Path = tuple[str | int, ...]
 """The keys and indices that lead to a value from the top of the document."""
+
+
+def listed(names: Iterable[Any]) -> str:
+    """``a, b or c``."""
+    *before, last = map(str, names)
+    return f"{', '.join(before)} or {last}" if before else last
 
 
 class Fault(NamedTuple):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from flywheel.content import Mode
-from gateway.config.document import Document, Fault, Path
+from gateway.config.document import Document, Fault, Path, listed
 from gateway.config.values import Seconds, Share
 from gateway.traffic.edit import Edit
 from gateway.traffic.rollout.guard import guard_names
@@ -230,12 +230,12 @@ def wrong_model(document: Document, name: str, model: Model, targets: Mapping[st
         return
     for at, target in _targets(model):
         if target not in targets:
-            there = f"the targets are {_listed(targets)}" if targets else "there are none"
+            there = f"the targets are {listed(targets)}" if targets else "there are none"
             yield document.fault((*path, *at), f"there is no target {target!r}: {there}")
     if model.variants is not None:
         yield from _wrong_variants(document, path, model, model.variants)
     if model.sticky not in _RULES and not re.fullmatch(r"header:[A-Za-z0-9-]+", model.sticky):
-        yield document.fault((*path, "sticky"), f"this is {_listed([*_RULES[:-1], 'header:NAME', 'none'])}")
+        yield document.fault((*path, "sticky"), f"this is {listed([*_RULES[:-1], 'header:NAME', 'none'])}")
     for field in ("first_token", "total"):
         if getattr(model.timeout, field) == 0:
             yield document.fault((*path, "timeout", field), "this has to be above 0")
@@ -281,7 +281,7 @@ def _wrong_rollout(document: Document, path: Path, model: Model, rollout: Rollou
         yield document.fault(at, "a rollout is between two variants: the stable one, and the canary after it")
     for index, guard in enumerate(config.guard):
         if guard not in known:
-            yield document.fault((*at, "guard", index), f"there is no guard {guard!r}: it is {_listed(known)}")
+            yield document.fault((*at, "guard", index), f"there is no guard {guard!r}: it is {listed(known)}")
     if not config.guard:
         yield document.fault((*at, "guard"), "at least one guard has to be there")
     if not config.steps or list(config.steps) != sorted(set(config.steps)):
@@ -291,8 +291,3 @@ def _wrong_rollout(document: Document, path: Path, model: Model, rollout: Rollou
             yield document.fault((*at, field), "this is a chance: below 100%")
     if config.max_regression > config.exclude:
         yield document.fault((*at, "exclude"), "this has to be at least max_regression")
-
-
-def _listed(names: Any) -> str:
-    *before, last = map(str, names)
-    return f"{', '.join(before)} or {last}" if before else last

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from engine.link import parse_address
-from gateway.config.document import Document, Fault, Path, read
+from gateway.config.document import Document, Fault, Path, listed, read
 from gateway.config.keys import ApiKey, Counting, wrong_counting, wrong_keys
 from gateway.config.log import RequestLog
 from gateway.config.models import Model, wrong_model
@@ -123,7 +123,7 @@ def _kind(document: Document, path: Path, value: Any, faults: list[Fault]) -> "t
     engine = value.get("engine")
     if not isinstance(engine, str) or engine not in _ENGINES:
         said = "engine is missing" if engine is None else f"engine {engine!r} is unknown"
-        faults.append(document.fault((*path, "engine"), f"{said}: it is {_listed(_ENGINES)}"))
+        faults.append(document.fault((*path, "engine"), f"{said}: it is {listed(_ENGINES)}"))
         return None
     return _ENGINES[engine]
 
@@ -205,12 +205,7 @@ def _choices(kind: type, steps: list[str | int]) -> str:
     hint = get_type_hints(_struct_at(kind, fields[:-1]))[fields[-1]]
     while get_origin(hint) is not Literal:
         hint = get_args(hint)[0]
-    return _listed(get_args(hint))
-
-
-def _listed(names: Iterable[Any]) -> str:
-    *before, last = map(str, names)
-    return f"{', '.join(before)} or {last}" if before else last
+    return listed(get_args(hint))
 
 
 def _unlike(document: Document, models: dict[str, Model], targets: dict[str, Target]) -> Iterator[Fault]:

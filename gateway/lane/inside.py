@@ -54,8 +54,8 @@ class Inside:
         tab: Tab,
         variant: str,
         request_id: str,
-        background: bool = False,
-        unseen: bool = False,
+        background: bool,
+        unseen: bool,
     ) -> None:
         self.status = 0
         self.headers: heads.Headers = []

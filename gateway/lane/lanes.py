@@ -10,14 +10,10 @@ from typing import Final
 from gateway.api.context import Context
 from gateway.fleet.upstream.target import Target
 from gateway.lane.exchange import Exchange
-from gateway.lane.heads import Headers
-from gateway.lane.inside import Inside
 from gateway.lane.lane import Lane
 from gateway.lane.routed import RoutedExchange
 from gateway.record.recording import RECORDED
 from gateway.telemetry.metrics import Outcome
-from gateway.traffic.keys import Key
-from gateway.traffic.limits.limiter import Tab
 from gateway.wire import errors
 
 _TICK: Final = 0.25  # seconds between two looks at timeouts
@@ -89,35 +85,6 @@ class Lanes:
     def lane_of(self, model: str) -> Lane | None:
         """The lane of a name that clients say, if it leads to one."""
         return self._named.get(model, self._asked)
-
-    def inside(
-        self,
-        lane: Lane,
-        *,
-        endpoint: str,
-        sent: Headers,
-        body: bytes,
-        key: Key,
-        tab: Tab,
-        variant: str,
-        request_id: str,
-        background: bool = False,
-        unseen: bool = False,
-    ) -> Inside:
-        """Send a request from within through ``lane``; see `Inside` for the rest."""
-        return Inside(
-            self,
-            lane,
-            endpoint=endpoint,
-            sent=sent,
-            body=body,
-            key=key,
-            tab=tab,
-            variant=variant,
-            request_id=request_id,
-            background=background,
-            unseen=unseen,
-        )
 
     def pick(self, exchange: Exchange) -> Exchange | None:
         """The exchange that a request is to pass through as, once its body is complete; None: it is answered here."""

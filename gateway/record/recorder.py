@@ -106,11 +106,8 @@ class Recorder:
             self._ids.discard(self._order.popleft())
         return request_id
 
-    def content_of(self, model: str, key: str) -> Content:
-        """An empty content, with the mode of requests for ``model`` by ``key``."""
-        return Content(self._mode(model, key))
-
     def _mode(self, model: str, key: str) -> Mode:
+        """How much is kept of requests for ``model`` by ``key``."""
         if self._plan is None:
             return "none"
         plan = self._plan

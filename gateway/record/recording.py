@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from flywheel.record import VERSION, Record, Sampling, Timing, count_gap
+from flywheel.record import VERSION, Content, Record, Sampling, Timing, count_gap
 from gateway.careful import careful
 from gateway.lane.scan import TAIL, Tally, skim, tally
 from gateway.record.recorder import Done, Recorder
@@ -80,7 +80,7 @@ class Recording:
     """
 
     __slots__ = (
-        "_begun", "_events", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail", "over",
+        "_begun", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail", "over",
         "record", "timing", "trace",
     )  # fmt: skip
 
@@ -94,7 +94,6 @@ class Recording:
         self._output: list[bytes] = []
         self._size = 0
         self._tail = b""
-        self._events = 0
         self._begun = False
         self.over = False
         self.timing = Timing()
@@ -120,8 +119,7 @@ class Recording:
             return
         said = _read(body)
         record.request_model = _short(said.model) or _model(body)
-        record.content = self._recorder.content_of(record.request_model, key)
-        record.content.input = body
+        record.content = Content(input=body)
         metadata = said.metadata if isinstance(said.metadata, dict) else None
         user = said.user or said.safety_identifier
         if metadata:

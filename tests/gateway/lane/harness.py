@@ -29,23 +29,14 @@ FAST: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Lane:
-    """The gateway under test."""
+class Reached:
+    """A gateway of a test, and how clients reach it on its ``port``."""
 
-    def __init__(self, context: Context, passing: Passing, lanes: Lanes, port: int, state: ServerState) -> None:
-        self.lanes = lanes
+    def __init__(self, context: Context, port: int, state: ServerState) -> None:
         self.context = context
-        self.passing = passing
         self.port = port
         self.state = state
         self.url = f"http://127.0.0.1:{port}"
-
-    @property
-    def targets(self) -> list[Target]:
-        return list(self.passing.targets)
-
-    def target(self, upstream: Upstream) -> Target:
-        return next(target for target in self.targets if target.address.port == upstream.port)
 
     def openai(self, key: str = "none") -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
@@ -75,6 +66,22 @@ class Lane:
             if name == line:
                 return float(value)
         return 0.0
+
+
+class Lane(Reached):
+    """The gateway under test."""
+
+    def __init__(self, context: Context, passing: Passing, lanes: Lanes, port: int, state: ServerState) -> None:
+        super().__init__(context, port, state)
+        self.lanes = lanes
+        self.passing = passing
+
+    @property
+    def targets(self) -> list[Target]:
+        return list(self.passing.targets)
+
+    def target(self, upstream: Upstream) -> Target:
+        return next(target for target in self.targets if target.address.port == upstream.port)
 
 
 class Sent:

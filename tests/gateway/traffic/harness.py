@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import openai
 from uvicorn.server import ServerState
 
 from gateway.api.context import Context
@@ -16,53 +15,20 @@ from gateway.lane.protocol import protocol
 from gateway.server import http_config, listen
 from gateway.serving import Serving
 from gateway.settings import Settings
-from tests.gateway.harness import Answer, read_answer, request_bytes
-from tests.gateway.lane.harness import Sent, until
-
-CHAT = "/v1/chat/completions"
+from tests.gateway.lane.harness import Reached, until
 
 
-class Gateway:
+class Gateway(Reached):
     """The gateway under test, and its file, which may be changed before a `reload`."""
 
     def __init__(self, serving: Serving, context: Context, file: Path, port: int, state: ServerState) -> None:
+        super().__init__(context, port, state)
         self.serving = serving
-        self.context = context
         self.file = file
-        self.port = port
-        self.state = state
-        self.url = f"http://127.0.0.1:{port}"
-
-    def openai(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    async def send(self, body: bytes | dict[str, Any], path: str = CHAT, **headers: str) -> Sent:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        named = {name.replace("_", "-"): text for name, text in headers.items()}
-        writer.write(request_bytes("POST", path, body, named))
-        return Sent(reader, writer)
-
-    async def post(self, body: bytes | dict[str, Any], path: str = CHAT, **headers: str) -> Answer:
-        return await (await self.send(body, path, **headers)).answer()
-
-    async def get(self, path: str, **headers: str) -> Answer:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(request_bytes("GET", path, b"", headers))
-        try:
-            return await read_answer(reader)
-        finally:
-            writer.close()
 
     async def reload(self, text: str) -> list[str]:
         self.file.write_text(text)
         return await self.serving.reload()
-
-    def metric(self, line: str) -> float:
-        for found in self.context.metrics.page().decode().splitlines():
-            name, _, value = found.rpartition(" ")
-            if name == line:
-                return float(value)
-        return 0.0
 
 
 def chat(text: str = "hi", **fields: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from tests.gateway.lane.test_continuation import text_of
 from tests.gateway.lane.upstream import Talk, Upstream, obliging
 from tests.gateway.lane.vllm_upstream import WHOLE, Break, VllmUpstream
 from tests.gateway.traffic.harness import Gateway, chat, configured
-from tests.gateway.traffic.test_watching import COMPARED, pairs_of, rollout_of, whole
+from tests.gateway.traffic.test_routes import words
+from tests.gateway.traffic.test_watching import COMPARED, pairs_of, rollout_of
 
 MODELS = """
 models:
@@ -57,7 +58,7 @@ async def first_at(gateway: Gateway, upstream: Upstream) -> None:
 def test_streams_that_go_on(breaks: Break, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         outputs = Outputs(monkeypatch)
-        async with VllmUpstream(breaks) as bad, VllmUpstream() as good, Upstream(whole(WHOLE)) as shadow:
+        async with VllmUpstream(breaks) as bad, VllmUpstream() as good, Upstream(words(WHOLE)) as shadow:
             text = MODELS.format(first=bad.url, second=good.url, shadow=shadow.url, folder=tmp_path / "log")
             async with configured(tmp_path, text, upstream_idle_timeout=0.3) as gateway:
                 lane = gateway.context.lane_to("a")

@@ -31,7 +31,8 @@ def words(text: str) -> Callable[[Talk], Any]:
             talk.end_stream()
         else:
             message = {"role": "assistant", "content": text}
-            talk.reply({"object": "chat.completion", "choices": [{"index": 0, "message": message}]})
+            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+            talk.reply({"object": "chat.completion", "choices": choices})
 
     return script
 

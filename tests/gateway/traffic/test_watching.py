@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 
 from gateway.api.context import Context
 from tests.gateway.harness import run
-from tests.gateway.lane.harness import until
-from tests.gateway.lane.upstream import Talk
-from tests.gateway.traffic.harness import CHAT, Gateway, chat, configured
+from tests.gateway.lane.harness import CHAT, until
+from tests.gateway.traffic.harness import Gateway, chat, configured
 from tests.gateway.traffic.test_routes import failing, said, silent, targets, words
 
 WAYS = [None, 0, 1]
@@ -105,7 +103,7 @@ def test_answers_are_compared_with_those_of_shadows(
 ) -> None:
     async def scenario() -> None:
         async with (
-            targets(tmp_path, model_folder, whole("It is 41."), whole("It is 42."), here=here) as (section, made),
+            targets(tmp_path, model_folder, words("It is 41."), words("It is 42."), here=here) as (section, made),
             configured(tmp_path, SHADOW + section) as gateway,
         ):
             shadows = gateway.context.shadows
@@ -140,24 +138,11 @@ def pairs_of(context: Context) -> list[Any]:
     return context.shadows.pairs("chat", "b", 10) or []
 
 
-def whole(text: str) -> Callable[[Talk], Any]:
-    async def script(talk: Talk) -> None:
-        if talk.request.json.get("stream"):
-            talk.begin_stream()
-            talk.event(text)
-            talk.end_stream()
-        else:
-            message = {"role": "assistant", "content": text}
-            talk.reply({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
-
-    return script
-
-
 @pytest.mark.parametrize("script", [silent, failing(500)])
 def test_a_shadow_that_does_not_answer_is_not_noticed(script: Any, tmp_path: Path, model_folder: Path) -> None:
     async def scenario() -> None:
         async with (
-            targets(tmp_path, model_folder, whole("A"), script) as (section, _),
+            targets(tmp_path, model_folder, words("A"), script) as (section, _),
             configured(tmp_path, SHADOW + section, max_queue=4) as gateway,
         ):
             for _ in range(30):  # more than may wait: shadows don't count among them
@@ -170,7 +155,7 @@ def test_a_shadow_that_does_not_answer_is_not_noticed(script: Any, tmp_path: Pat
 def test_nothing_is_collected_where_all_copies_are_dropped(tmp_path: Path, model_folder: Path) -> None:
     async def scenario() -> None:
         async with (
-            targets(tmp_path, model_folder, whole("A"), whole("B")) as (section, _),
+            targets(tmp_path, model_folder, words("A"), words("B")) as (section, _),
             configured(tmp_path, SHADOW + section) as gateway,
         ):
             watching, route = gateway.context.watching, gateway.context.routes["chat"]

@@ -11,10 +11,10 @@ from engine.link import Failed
 from gateway.api.inside import ask
 from gateway.traffic.keys import hash_key
 from tests.gateway.harness import read_answer, request_bytes, run
-from tests.gateway.lane.harness import until
+from tests.gateway.lane.harness import CHAT, until
 from tests.gateway.lane.upstream import USAGE, Talk, obliging, sse
 from tests.gateway.record.test_recording import record_of, records
-from tests.gateway.traffic.harness import CHAT, chat, configured
+from tests.gateway.traffic.harness import chat, configured
 from tests.gateway.traffic.test_ends import BEARER, FALLBACK, KEY, ROLLOUT, WAYS, counted, let_go, settings
 from tests.gateway.traffic.test_routes import failing, targets
 from tests.gateway.traffic.test_watching import rollout_of
