@@ -1,20 +1,22 @@
 """How much of what was said may be kept? It is decided before anything of it touches the disk."""
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from flywheel.conversation import messages
 from flywheel.record import Content, Feedback
 from flywheel.redaction import redact, redact_json
-from flywheel.user_keys import UserKeys
+
+if TYPE_CHECKING:
+    from flywheel.user_keys import UserKeys
 
 Mode = Literal["full", "redacted", "hash", "none"]
 MODES: Final[tuple[Mode, ...]] = ("full", "redacted", "hash", "none")
 
 
 def keep(
-    mode: Mode, input: bytes | None, output: bytes | None, *, user: str = "", keys: UserKeys | None = None
+    mode: Mode, input: bytes | None, output: bytes | None, *, user: str = "", keys: "UserKeys | None" = None
 ) -> Content:
     """What a record keeps of a conversation.
 
@@ -46,7 +48,7 @@ def keep(
     return Content(mode, input, output)
 
 
-def keep_feedback(mode: Mode, feedback: Feedback, keys: UserKeys | None = None) -> Feedback:
+def keep_feedback(mode: Mode, feedback: Feedback, keys: "UserKeys | None" = None) -> Feedback:
     """Feedback with as much of its free texts as a content mode lets it keep. As `keep`; ``hash`` keeps no text."""
     texts = {
         name: text

@@ -10,16 +10,18 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from flywheel.content import MODES, Mode, keep, keep_feedback
 from flywheel.log import Durability, Log
 from flywheel.record import Content, Feedback, Record, encode
-from flywheel.user_keys import UserKeys, keys_path
 from gateway.telemetry.telemetry import Telemetry
 from gateway.telemetry.trace import Carried, Trace, Traces
+
+if TYPE_CHECKING:
+    from flywheel.user_keys import UserKeys
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ class Recorder:
         """Close what an earlier process left open, and be ready. Called in the event loop."""
         if self.log is not None and self._plan is not None:
             self.log.start()
+            from flywheel.user_keys import UserKeys, keys_path  # OpenSSL's megabytes are for who has a log
+
             with contextlib.suppress(OSError, sqlite3.Error):
                 self._keys = UserKeys(keys_path(Path(self._plan.path)))
         if self.telemetry is not None:
