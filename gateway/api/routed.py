@@ -95,6 +95,7 @@ class _Answering:
         self._headers = len(exchange.headers)
         self._clock = asyncio.get_running_loop().time
         self._end: float | None = None  # on the loop's clock
+        self._over = False  # and that is past
         self._limit: asyncio.Timeout | None = None
         self._watched: Watched | None = None
         self._assignment: Assignment
@@ -177,7 +178,7 @@ class _Answering:
 
     def _following(self, place: int, cause: Cause | None) -> int | None:
         """The way after the one at ``place``, if there is one for this ``cause``, and time for it."""
-        if self._exchange.status or (self._end is not None and self._clock() >= self._end):
+        if self._exchange.status or self._over or (self._end is not None and self._clock() >= self._end):
             return None
         return self._assignment.after(place, cause)
 
@@ -191,11 +192,9 @@ class _Answering:
         except TimeoutError:
             if self._limit is None or not self._limit.expired():
                 raise
-            over = self._end is not None and self._clock() >= self._end
-            said = (
-                f"was not complete within {self._route.plan.total:g} s" if over else f"did not begin within {first:g} s"
-            )
-            raise errors.upstream_timeout(f"The answer did not {said}.") from None
+            self._over = self._limit.when() == self._end  # the clock may not be there yet: a loop's timers are coarse
+            limit, done = (self._route.plan.total, "was not complete") if self._over else (first, "did not begin")
+            raise errors.upstream_timeout(f"The answer {done} within {limit:g} s.") from None
 
     def _to_first_token(self, way: Way) -> float | None:
         """Seconds within which an answer has to begin; of one that comes whole from elsewhere that can't be seen."""

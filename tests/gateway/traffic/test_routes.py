@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
+from gateway.api import routed
 from gateway.traffic.keys import hash_key, new_key
 from gateway.traffic.routes import cause_of
 from tests.gateway.fake_worker import FakeWorker
@@ -263,6 +264,34 @@ def test_an_answer_that_is_not_complete_in_time_ends_with_an_error(
             assert "upstream_timeout" in answer.events[-1]
             whole = await gateway.post(chat())
             assert whole.status in ((504,) if here == 0 else (504, 200))
+
+    run(scenario())
+
+
+def test_the_time_is_over_when_the_timer_says_so_though_the_clock_is_not_there_yet(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = "models: {chat: {target: a, fallback: [b], timeout: {total: 300ms}}}\n"
+
+    class Coarse(routed._Answering):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            clock = self._clock
+            self._clock = lambda: clock() - 0.01
+
+    monkeypatch.setattr(routed, "_Answering", Coarse)
+
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, silent, words("B"), here=0, auto=False) as (section, (a, b)),
+            configured(tmp_path, models + section) as gateway,
+        ):
+            sent = await gateway.send(chat(stream=True))
+            await a.until(lambda: a.running)
+            answer = await sent.answer()
+            assert answer.status == 504
+            assert answer.json["error"]["message"] == "The answer was not complete within 0.3 s."
+            assert not b.requests
 
     run(scenario())
 
