@@ -31,6 +31,7 @@ _OF_TARGETS: Final = (
     *("reasoning_parser", "kv_events", "kv_replay", "upstream", "upstream_file", "upstream_api_key_env"),
     "upstream_tokenizer",
 )
+_OF_FILES: Final = ("record", "record_content")  # what a file says in a section of its own
 _RENAMED: Final = {
     "worker": "workers", "worker_secret_env": "secret_env", "worker_tls_ca": "tls_ca", "upstream": "urls",
     "upstream_file": "file", "upstream_api_key_env": "api_key_env",
@@ -128,8 +129,11 @@ def make_plan(settings: Settings) -> Plan:
             "give each a target in a file (--config), the one with adapter: FOLDER"
         )
     telemetry = telemetry_plan(settings, None, os.environ)
+    record = None
+    if settings.record is not None:
+        record = RecordPlan(path=settings.record, content=settings.record_content)
     if not (settings.upstream or settings.upstream_file):
-        return Plan({"w": settings}, telemetry=telemetry)
+        return Plan({"w": settings}, record=record, telemetry=telemetry)
     if settings.model is not None or settings.worker:
         raise SettingsError("a model or workers can't be served beside --upstream: give one of the two, or --config")
     upstream = UpstreamPlan(
@@ -142,7 +146,7 @@ def make_plan(settings: Settings) -> Plan:
     upstream_options(settings, upstream)
     name = settings.served_model_name
     names = {name: "upstream"} if name is not None else None
-    return Plan(upstreams={"upstream": upstream}, names=names, telemetry=telemetry)
+    return Plan(upstreams={"upstream": upstream}, names=names, record=record, telemetry=telemetry)
 
 
 def keyring(settings: Settings, plan: Plan) -> Keyring:
@@ -214,10 +218,11 @@ def _fields(old: Any, new: Any) -> str:
 
 def _of_file(settings: Settings, file: str) -> Plan:
     defaults = Settings()
-    for name in _OF_TARGETS:
+    for name in (*_OF_TARGETS, *_OF_FILES):
         if getattr(settings, name) != getattr(defaults, name):
             said = "MODEL" if name == "model" else flag(name)
-            raise SettingsError(f"{said} can't be given beside --config: the file says it of each target")
+            where = "under log" if name in _OF_FILES else "of each target"
+            raise SettingsError(f"{said} can't be given beside --config: the file says it {where}")
     config, document = read_config(file)
     faults = list(_missing_secrets(config, document))
     natives: dict[str, Settings] = {}

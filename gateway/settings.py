@@ -403,6 +403,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "are known, request and trace"
         ),
     ] = "text"
+    record: Annotated[
+        str | None,
+        Meta(
+            description="keep a record of every request in this folder, which penstock log reads; default: none",
+            extra={"metavar": "FOLDER"},
+        ),
+    ] = None
+    record_content: Annotated[
+        Literal["full", "redacted", "hash", "none"],
+        Meta(
+            description="with --record, what is kept of what is said: redacted is without e-mail addresses, card "
+            "numbers and the like, hash only shows that equal texts are equal"
+        ),
+    ] = "full"
     otlp: Annotated[
         str | None,
         Meta(
@@ -449,6 +463,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise SettingsError("--served-model-name is empty")
         if self.data_dir is not None and not self.data_dir.strip():
             raise SettingsError("--data-dir is empty; leave it out to use the default")
+        if self.record is not None and not self.record.strip():
+            raise SettingsError("--record is empty; leave it out to keep no record")
+        if self.record is None and self.record_content != "full":
+            raise SettingsError("--record-content needs --record, the folder that records are kept in")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and value < 1:

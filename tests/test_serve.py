@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,9 +25,15 @@ from tests.serving import REPOSITORY, Serving
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Serving]:
-    """The demo model, served as ``make serve`` does."""
-    with Serving() as serving:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the demo model's records."""
+    return tmp_path_factory.mktemp("recorded") / "log"
+
+
+@pytest.fixture(scope="module")
+def demo(log: Path) -> Iterator[Serving]:
+    """The demo model, served as ``make serve`` does, with a record of every request."""
+    with Serving("--record", str(log)) as serving:
         yield serving
 
 
@@ -80,6 +87,23 @@ def test_the_readmes_examples_run_as_they_stand(demo: Serving) -> None:
     (curl,) = re.findall(r"```sh\n(curl .*?)```", readme, re.DOTALL)
     answer = json.loads(subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True).stdout)
     assert answer["choices"][0]["message"]["content"] == "65 euros"
+
+
+def test_what_the_readme_asks_of_the_record_is_there(demo: Serving, log: Path) -> None:
+    for number in range(3):
+        message: ChatCompletionMessageParam = {"role": "user", "content": f"What is {number} + 5?"}
+        demo.client().chat.completions.create(model="penstock-demo", messages=[message])
+    commands = re.findall(r"^\.venv/bin/penstock (log .*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 3
+    printed = ""
+    for command in commands:
+        program = [sys.executable, "-m", "penstock", *shlex.split(command)]
+        done = subprocess.run(program, cwd=log.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    assert "penstock-demo" in printed
+    chats = [json.loads(line) for line in (log.parent / "chats.jsonl").read_text().splitlines()]
+    assert {"What is 0 + 5?", "What is 2 + 5?"} <= {chat["messages"][0]["content"] for chat in chats}
 
 
 def test_a_chat_whole_and_streamed_say_the_same(demo: Serving) -> None:

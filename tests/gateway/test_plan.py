@@ -6,6 +6,7 @@ import pytest
 
 from gateway.config.reading import ConfigError
 from gateway.plan import Plan, UpstreamPlan, differences, make_plan
+from gateway.record.recorder import RecordPlan
 from gateway.settings import Settings, SettingsError
 
 FILE = """
@@ -35,9 +36,12 @@ def test_a_command_line_is_a_plan_with_one_target() -> None:
     settings = Settings(model="./qwen", replicas=2)
     assert make_plan(settings) == Plan({"w": settings})
     passing = make_plan(Settings(upstream=("http://a",), served_model_name="m", placement="least-load"))
-    upstream = UpstreamPlan(urls=("http://a",), placement="least-load")
-    assert passing == Plan(upstreams={"upstream": upstream}, names={"m": "upstream"})
+    group = UpstreamPlan(urls=("http://a",), placement="least-load")
+    assert passing == Plan(upstreams={"upstream": group}, names={"m": "upstream"})
     assert make_plan(Settings(upstream=("http://a",))).names is None
+    recorded = RecordPlan(path="./log", content="redacted")
+    for upstream in ((), ("http://a",)):
+        assert make_plan(Settings(upstream=upstream, record="./log", record_content="redacted")).record == recorded
 
 
 def test_a_file_is_a_plan_with_its_targets_as_the_command_line_would_say_them(file: Path) -> None:
@@ -69,6 +73,7 @@ def test_a_file_is_a_plan_with_its_targets_as_the_command_line_would_say_them(fi
         ({"engine": "vllm"}, "--engine"),
         ({"adapter": ("a=./a",)}, "--adapter"),
         ({"served_model_name": "x"}, "--served-model-name"),
+        ({"record": "./log"}, "--record"),
     ],
 )
 def test_what_the_file_says_cannot_be_said_beside_it(file: Path, beside: dict[str, object], named: str) -> None:
