@@ -30,6 +30,7 @@ from gateway.settings import Settings, SettingsError
 from gateway.telemetry.telemetry import Telemetry
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
+from gateway.traffic.leader import Followers, ToLeader
 from gateway.traffic.limits.stores import make_store
 from gateway.traffic.rollout.service import Rollouts
 from gateway.traffic.routes import Route
@@ -60,6 +61,7 @@ class Serving:
         on_progress: told how the first worker loads.
         data: the folder in which limits are counted, and rollouts and shadows remember what they know.
         leads: False for one of several gateway processes that another one decides for.
+        leader: where, of several processes, the one that leads hears what the others see; None: there are no others.
 
     Raises:
         SettingsError: there is a fault in the settings, or in the file that they name.
@@ -75,6 +77,7 @@ class Serving:
         data: Path | None = None,
         *,
         leads: bool = True,
+        leader: Path | None = None,
     ) -> None:
         self._settings = settings
         self._context = context
@@ -84,7 +87,11 @@ class Serving:
         self._data = data
         self._leads = leads
         self._app: Application | None = None
-        self._rollouts = context.rollouts = Rollouts(data, leads=leads)
+        to_leader = ToLeader(leader) if leader is not None and not leads else None
+        self._rollouts = context.rollouts = Rollouts(data, leads=leads, to_leader=to_leader)
+        self._together: Followers | ToLeader | None = to_leader
+        if leader is not None and leads:
+            self._together = Followers(leader, self._rollouts.take, self._rollouts.lose)
         self._rollouts.on_change = self._weigh
         context.metrics.rollouts.watch(self._rollouts)
         self._shadows = context.shadows = Shadows(self._ask, data, context.metrics, leads=leads)
@@ -99,6 +106,7 @@ class Serving:
         self._folders = 0
         self._changing = asyncio.Lock()
         self._begun = False
+        context.loading = True
         self._failed: asyncio.Future[None] | None = None
         self.plan = Plan()
         plan = make_plan(settings)
@@ -127,6 +135,8 @@ class Serving:
         for one in everything:
             self._start(one)
         watching = [asyncio.create_task(self._rollouts.run()), asyncio.create_task(self._shadows.run())]
+        if self._together is not None:
+            watching.append(asyncio.create_task(self._together.run()))
         if self.lanes is not None:
             watching.append(asyncio.create_task(self.lanes.tick()))
         if (record := self.plan.record) is not None and self._leads:
@@ -151,8 +161,8 @@ class Serving:
         here = [one for one in everything if _starts_here(one)]
         await asyncio.gather(*(one.ready() for one in here))
         elsewhere = [asyncio.create_task(one.ready()) for one in everything if one not in here]
-        self._begun = not elsewhere
-        if self._begun:
+        if not elsewhere:
+            self._begin()
             return
         try:
             if not here:
@@ -160,10 +170,15 @@ class Serving:
             done, _ = await asyncio.wait(elsewhere, timeout=_ELSEWHERE_WITHIN)
             for task in done:
                 task.result()
-            self._begun = True
+            self._begin()
         finally:
             for task in elsewhere:
                 task.cancel()
+
+    def _begin(self) -> None:
+        """The start is over."""
+        self._begun = True
+        self._context.loading = False
 
     def described(self, names: Sequence[str]) -> str:
         """What is served, under these ``names``, in a few words."""

@@ -70,11 +70,14 @@ class Context:
         self.batches: Batches | None = None
         self.rollouts: Rollouts | None = None
         self.shadows: Shadows | None = None
+        self.loading = False
+        """Whether the gateway is starting: targets that were never there yet are waited for."""
         self.draining = False
         self.queued = 0
         self.in_flight = 0
         self.metrics.queued.set_function(lambda: self.queued)
         self.metrics.in_flight.set_function(lambda: self.in_flight)
+        self.metrics.models.faults = self.faults
 
     def model(self, name: str, exchange: Exchange | None = None) -> ServedModel:
         """The model that clients call ``name``; for one with a route, what it chose for this exchange, or else would.
@@ -136,23 +139,37 @@ class Context:
 
     @property
     def not_ready(self) -> str | None:
-        """Why requests would not be answered now, or None when they would."""
+        """Why no request would be answered now; None when some would, while the start is over."""
         if self.draining:
             return "The server is shutting down."
-        if self.upstreams is not None and (reason := self.upstreams.not_ready) is not None:
-            return reason
-        if not self.models and not self.targets and self.upstreams is None:
-            return "The model is still being loaded."
-        for name in self.awaited:
-            if name not in self.models:
-                return f"The model '{name}' is still being loaded."
-        for name in self.awaited_targets:
-            if name not in self.targets:
-                return f"The target '{name}' is still being loaded."
-        for model in [*self.models.values(), *self.targets.values()]:
-            if not model.fleet.ready:
-                return f"The worker of '{model.name}' is {model.fleet.state}."
-        return None
+        faults = self.faults()
+        away = [fault for fault in faults.values() if fault is not None]
+        if self.loading:
+            return next(iter(away), "Targets are still being loaded.")
+        if len(away) < len(faults):
+            return None
+        if not faults and (lane := self.lane_of("")) is not None:
+            return lane.not_ready  # it takes any name, and knows none
+        return " ".join(dict.fromkeys(away)) or "The model is still being loaded."
+
+    def faults(self) -> dict[str, str | None]:
+        """Of each name that clients may ask for, why nobody would answer now; None where somebody would."""
+        return {name: self._fault(name) for name in (*self.names(), *self.awaited)}
+
+    def _fault(self, name: str) -> str | None:
+        if (route := self.routes.get(name)) is not None:
+            faults = [self._fault_of_target(target) for target in route.plan.by_preference]
+            return None if None in faults else faults[0]
+        if (model := self.models.get(name)) is not None:
+            return _fault_of_workers(model)
+        lane = self.lane_of(name) if name not in self.awaited else None
+        return lane.fault(name) if lane is not None else f"The model '{name}' is still being loaded."
+
+    def _fault_of_target(self, target: str) -> str | None:
+        if (model := self.targets.get(target)) is not None:
+            return _fault_of_workers(model)
+        lane = self.lane_to(target)
+        return lane.not_ready if lane is not None else f"The target '{target}' is still being loaded."
 
     def seat(self, model: ServedModel, count: int, background: bool) -> "Seat":
         """A place in the queue for a request of ``count`` answers, which waits for its first token.
@@ -175,6 +192,10 @@ class Context:
             model.fleet.interrupt_all(make_reason)
         if self.upstreams is not None:
             self.upstreams.interrupt_all(make_reason)
+
+
+def _fault_of_workers(model: ServedModel) -> str | None:
+    return None if model.fleet.ready else f"The worker of '{model.name}' is {model.fleet.state}."
 
 
 class Seat:

@@ -1,5 +1,7 @@
 """Is the gateway alive, would it answer, and how is it doing? ``/health/live``, ``/health/ready``, ``/metrics``."""
 
+import msgspec
+
 from gateway.api.context import Context
 from gateway.api.exchange import Exchange
 from gateway.telemetry.metrics import CONTENT_TYPE, OPEN_METRICS
@@ -12,11 +14,12 @@ async def live(context: Context, exchange: Exchange) -> None:
 
 
 async def ready(context: Context, exchange: Exchange) -> None:
-    """``GET /health/ready``: 200 when a request would be answered, else 503 and why."""
+    """``GET /health/ready``: 200 when some model answers, with those that don't in ``away``; else 503 and why."""
     reason = context.not_ready
     if reason is not None:
         raise errors.unavailable(reason, 1)
-    await exchange.reply(200, b'{"status":"ready"}')
+    away = {name: fault for name, fault in context.faults().items() if fault is not None}
+    await exchange.reply(200, msgspec.json.encode({"status": "ready", "away": away}))
 
 
 async def metrics(context: Context, exchange: Exchange) -> None:

@@ -67,11 +67,17 @@ class Lane:
 
     @property
     def not_ready(self) -> str | None:
-        """Why a request would not be answered now; None when one would."""
+        """Why no request would be answered now; None when some would."""
         now = perf_counter()
         if any(target.available(now) and target.models is not None for target in self.targets):
             return None
         return "No upstream can be reached." if len(self.targets) else "There is no upstream."
+
+    def fault(self, model: str) -> str | None:
+        """Why a request for ``model`` would not be answered now; None when it would."""
+        if self.targets.ready(model, perf_counter()):
+            return None
+        return self.not_ready or f"No upstream that serves '{model}' can be reached."
 
     # A request comes
 

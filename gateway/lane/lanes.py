@@ -103,11 +103,6 @@ class Lanes:
         asked = self._asked.targets.names() if self._asked is not None else []
         return [*self._named, *(name for name in asked if name not in self._named)]
 
-    @property
-    def not_ready(self) -> str | None:
-        """Why a request would not be answered now; None when one would, whatever it asks for."""
-        return next((reason for lane in self._lanes if (reason := lane.not_ready) is not None), None)
-
     async def tick(self) -> None:
         """Look after timeouts and unused connections, until cancelled."""
         self.loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ import contextlib
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from prometheus_client import (
@@ -19,7 +19,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, Exemplar, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_open_metrics
 from prometheus_client.registry import Collector
 
@@ -159,6 +159,11 @@ METRICS: Final[dict[str, Metric]] = {
     "penstock_rollout_unsaved_total": Metric(
         "counter", "How often what rollouts know could not be saved, so that a restart would have undone some of it."
     ),
+    "penstock_rollout_untold_requests_total": Metric(
+        "counter",
+        "Requests that count for no rollout because the gateway process that leads was away, or was told of enough "
+        "others.",
+    ),
     "penstock_log_records_total": Metric("counter", "Records of requests, and feedback, written to the request log."),
     "penstock_log_lost_total": Metric(
         "counter",
@@ -173,6 +178,7 @@ METRICS: Final[dict[str, Metric]] = {
         "counter", "Answers that another worker went on with because theirs was lost.", ("model",)
     ),
     "penstock_requests_held": Metric("gauge", "Requests that the gateway has not sent to a worker yet.", ("model",)),
+    "penstock_model_up": Metric("gauge", "1 while anybody answers for a model, else 0.", ("model",)),
     "penstock_worker_up": Metric("gauge", "1 while the worker can take requests, else 0.", ("worker",)),
     "penstock_worker_restarts_total": Metric("counter", "Workers started again after they died.", ("worker",)),
     "penstock_worker_waiting": Metric("gauge", "Requests waiting in the worker.", ("worker",)),
@@ -265,6 +271,20 @@ class _Histograms(Collector):
         yield family
 
 
+class _ModelsUp(Collector):
+    """Which names somebody answers for; ``faults`` has why nobody does."""
+
+    def __init__(self) -> None:
+        self.faults: Callable[[], Mapping[str, str | None]] = dict
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        metric = METRICS["penstock_model_up"]
+        family = GaugeMetricFamily("penstock_model_up", metric.help, labels=metric.labels)
+        for model, fault in self.faults().items():
+            family.add_metric([model], fault is None)
+        yield family
+
+
 class ModelMetrics(NamedTuple):
     """What is counted for one model by one endpoint, ready to be incremented."""
 
@@ -307,6 +327,8 @@ class Metrics:
         self._shadow_requests = self._counts("penstock_shadow_requests_total")
         self._shadow_agreement = self._gauge("penstock_shadow_agreement_ratio")
         self.shadow_waiting = self._gauge("penstock_shadow_waiting")
+        self.models = _ModelsUp()
+        self.registry.register(self.models)
         self.upstreams = UpstreamMetrics(METRICS)
         self.registry.register(self.upstreams)
         self.rollouts = RolloutMetrics(METRICS)

@@ -80,9 +80,14 @@ class RoutePlan(msgspec.Struct, frozen=True, kw_only=True):
     rollout: RolloutConfig | None = None
 
     @property
+    def by_preference(self) -> list[str]:
+        """All that may answer a client's request, those of variants first."""
+        return list(dict.fromkeys([one.target for one in self.variants] + [one.target for one in self.fallbacks]))
+
+    @property
     def targets(self) -> frozenset[str]:
-        """All that may answer a client's request."""
-        return frozenset([one.target for one in self.variants] + [one.target for one in self.fallbacks])
+        """The same, in no order."""
+        return frozenset(self.by_preference)
 
     @property
     def all_targets(self) -> frozenset[str]:

@@ -103,10 +103,52 @@ def test_a_worker_elsewhere_may_come_later(tmp_path: Path, monkeypatch: pytest.M
             more = f"]}}, b: {{engine: native, workers: ['unix:{tmp_path}/w.sock']}}}}\n"
             file.write_text((FILE % upstream.url).replace("]}}\n", more).replace("a}}", "a}, later: {target: b}}"))
             assert await made.reload() == ["target b added", "model later added"]
-            assert reason(context) == "The model 'later' is still being loaded."
+            assert context.faults() == {"chat": None, "later": "The model 'later' is still being loaded."}
+            assert reason(context) is None
             assert made.lanes is not None and bool(made.lanes.choosing)
             file.write_text(FILE % upstream.url)
             assert await made.reload() == ["target b removed", "model later removed"]
             assert reason(context) is None and not made.lanes.choosing
+
+    run(scenario())
+
+
+FLEET = """
+models:
+  one: {target: a}
+  two: {target: b}
+  both: {target: b, fallback: [a]}
+targets:
+  a: {engine: openai, urls: ["%s"]}
+  b: {engine: openai, urls: ["%s"]}
+"""
+
+
+def test_a_model_that_is_away_is_told_and_takes_nobody_else_out_of_service(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            Upstream() as upstream,
+            Upstream() as other,
+            serving(tmp_path, FLEET % (upstream.url, other.url)) as (made, context, _),
+        ):
+
+            def probed(target: str, up: bool) -> None:
+                lane = made.lanes.lane_to(target) if made.lanes is not None else None
+                assert lane is not None
+                for one in lane.targets:
+                    one.up = up
+                lane.targets.changed()
+
+            assert context.faults() == {"one": None, "two": None, "both": None}
+            probed("b", False)
+            assert context.faults() == {"one": None, "two": "No upstream can be reached.", "both": None}
+            page = context.metrics.page().decode()
+            assert 'penstock_model_up{model="one"} 1.0' in page
+            assert 'penstock_model_up{model="two"} 0.0' in page
+            assert reason(context) is None
+            probed("a", False)
+            assert reason(context) == "No upstream can be reached."
+            probed("b", True)
+            assert reason(context) is None
 
     run(scenario())

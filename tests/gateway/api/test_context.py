@@ -73,12 +73,15 @@ def test_a_model_that_is_still_to_come_is_told_from_one_that_is_not(model_folder
         async with serving(model_folder) as gateway:
             context = gateway.context
             context.awaited = ["fake", "later"]
+            assert reason(context) is None
+            context.loading = True
             assert reason(context) == "The model 'later' is still being loaded."
             for name, status in (("later", 503), ("never", 404)):
                 with pytest.raises(errors.ApiError) as refused:
                     context.model(name)
                 assert refused.value.status == status
             context.models["later"] = gateway.model.named("later")
+            context.loading = False
             assert reason(context) is None
             assert (context.model("later").name, context.model("fake").name) == ("later", "fake")
             assert context.names() == ["fake", "later"]

@@ -9,7 +9,7 @@ def test_ready(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder) as gateway:
             assert (await gateway.get("/health/live")).json == {"status": "live"}
-            assert (await gateway.get("/health/ready")).json == {"status": "ready"}
+            assert (await gateway.get("/health/ready")).json == {"status": "ready", "away": {}}
 
     run(scenario())
 
@@ -32,6 +32,7 @@ def test_not_ready_without_a_worker(model_folder: Path) -> None:
             gateway.worker.drop()
             await gateway.fleet_worker.lost.wait()
             assert (await gateway.get("/health/ready")).status == 503
+            assert await gateway.metric('penstock_model_up{model="fake"}') == 0
             page = (await gateway.get("/metrics")).body.decode()
             assert 'penstock_worker_up{worker="w0"} 0.0' in page
             assert 'penstock_worker_kv_total_tokens{worker="w0"} 0.0' in page
