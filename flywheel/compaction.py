@@ -213,7 +213,7 @@ def _read(folder: Path, chunk: Sequence[Segment], change: Callable[[Item], None]
     numbers = {segment.writer: segment.number for segment in chunk}
     has_feedback = feedback_table(folder).done(numbers)
     records, feedback = _Rows(RECORD_COLUMNS), _Rows(FEEDBACK_COLUMNS)
-    seen: set[str] = set()
+    seen: set[tuple[str, int]] = set()
     size = unreadable = 0
     for segment in chunk:
         wrong = 0
@@ -222,8 +222,9 @@ def _read(folder: Path, chunk: Sequence[Segment], change: Callable[[Item], None]
             try:
                 if kind == Kind.RECORD:
                     record = decode_record(body)
-                    if record.request_id not in seen:  # an error of the device can leave one in two segments
-                        seen.add(record.request_id)
+                    name = record.request_id, record.received  # clients may say an id again
+                    if name not in seen:  # an error of the device can leave one in two segments
+                        seen.add(name)
                         change(record)
                         records.add(record)
                 elif kind == Kind.FEEDBACK and segment.number > has_feedback[segment.writer]:

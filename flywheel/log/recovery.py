@@ -10,7 +10,7 @@ import msgspec
 
 from flywheel.log.folder import Segment, closed_path, segments
 from flywheel.log.frame import Frames, Kind, NotASegmentError
-from flywheel.record import decode_head
+from flywheel.record import Head, decode_head
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def recover(folder: Path, alive: Set[str] = frozenset()) -> Recovered:
         OSError: the folder can't be read, or written.
     """
     left = _since_first_open(segments(folder))
-    begun: dict[str, bytes] = {}
-    ended: set[str] = set()
+    begun: dict[Head, bytes] = {}
+    ended: set[Head] = set()
     read: list[tuple[Segment, Frames, int]] = []
     for segment in left:
         data = segment.path.read_bytes()
@@ -55,7 +55,7 @@ def recover(folder: Path, alive: Set[str] = frozenset()) -> Recovered:
     if not read:
         return Recovered()
     last, frames, _ = read[-1]
-    orphans = [body for request_id, body in begun.items() if request_id not in ended and request_id not in alive]
+    orphans = [body for head, body in begun.items() if head not in ended and head.request_id not in alive]
     _close(last, frames, orphans)
     for segment, frames, _ in read[:-1]:
         _close(segment, frames, [])
@@ -82,19 +82,19 @@ def _since_first_open(found: list[Segment]) -> list[Segment]:
     return []
 
 
-def _follow(frames: Frames, begun: dict[str, bytes], ended: set[str]) -> None:
-    """Note which requests begin and end in ``frames``."""
+def _follow(frames: Frames, begun: dict[Head, bytes], ended: set[Head]) -> None:
+    """Note which requests begin and end in ``frames``. Their ids alone don't say: a client may use one again."""
     for frame in frames:
         if frame.kind not in (Kind.BEGIN, Kind.RECORD):
             continue
         try:
-            request_id = decode_head(frame.body).request_id
+            head = decode_head(frame.body)
         except msgspec.DecodeError:  # whole, and yet not ours: whoever wrote it knows better
             continue
         if frame.kind == Kind.BEGIN:
-            begun[request_id] = frame.body
+            begun[head] = frame.body
         else:
-            ended.add(request_id)
+            ended.add(head)
 
 
 def _close(segment: Segment, frames: Frames, orphans: list[bytes]) -> None:

@@ -228,6 +228,16 @@ def test_one_that_is_in_two_segments_is_taken_once(tmp_path: Path) -> None:
     assert read(records_table(tmp_path)) == names(1, 2)
 
 
+def test_an_id_that_a_client_says_again_is_of_another_request(tmp_path: Path) -> None:
+    """After a restart, or to another gateway process: nobody there remembers the first one."""
+    first, again = record(1, outcome="aborted"), record(1)
+    again.received += 1
+    write(tmp_path, first)
+    write(tmp_path, again)
+    assert compact(tmp_path).records == 2
+    assert read(records_table(tmp_path), "outcome") == ["aborted", "ok"]
+
+
 def test_a_record_can_be_changed_on_its_way(tmp_path: Path) -> None:
     def forget(item: Record | Feedback) -> None:
         if isinstance(item, Record) and item.user == "gone":

@@ -110,6 +110,15 @@ def test_a_frame_of_another_kind_or_shape_is_kept(tmp_path: Path, folder: Path) 
     assert closed_path(folder, 1).read_bytes().count(b"later") == 1
 
 
+def test_an_id_that_a_client_says_again_is_of_another_request(tmp_path: Path, folder: Path) -> None:
+    later = record(1, outcome="aborted", status=0)
+    later.received += 1
+    body = encode(later)
+    left(folder, 1, begun(1), ended(1), SALT.header(Kind.BEGIN, body) + body)
+    assert recover(folder).aborted == 1
+    assert [one.outcome for one in records(tmp_path)] == ["ok", "aborted"]
+
+
 def test_requests_that_go_on_are_left_alone(tmp_path: Path, folder: Path) -> None:
     left(folder, 1, begun(1), begun(2))
     assert recover(folder, {"req_1"}).aborted == 1
