@@ -166,6 +166,6 @@ def _open_sealed(database: duckdb.DuckDBPyConnection, unseal: Unseal | None) -> 
     }
     database.execute(
         f"CREATE VIEW records AS SELECT * REPLACE ({opened['records']}), first_token AS ttft, "
-        "(last_token - first_token) / nullif(output_tokens - 1, 0) AS itl FROM stored_records"
+        "nullif(last_token - first_token, 0) / nullif(output_tokens - 1, 0) AS itl FROM stored_records"
     )
     database.execute(f"CREATE VIEW feedback AS SELECT * REPLACE ({opened['feedback']}) FROM feedback_as_is")

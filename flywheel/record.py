@@ -41,7 +41,7 @@ class Timing(msgspec.Struct, array_like=True, gc=False):
     Attributes:
         queued: it was let in, and waited to be placed.
         placed: a worker, or an upstream, got it.
-        first_token: its first token, or an answer's first byte, came.
+        first_token: its first token came, or an answer's first byte, which is its last if it comes whole; not an error.
         last_token: its last one came.
         ended: it was over, for the client.
         gaps: how many pauses between two tokens' arrivals were how long, by `GAP_BOUNDS`; empty where nobody looked.
@@ -107,18 +107,19 @@ class Record(msgspec.Struct, array_like=True, gc=False):
         response_model: what answered, by its own account.
         variant: which of the model's variants; ``target``: where that is served; ``worker``: by which process, or URL.
         adapter: the LoRA adapter, if any.
-        provider_name: ``penstock``, or an upstream's kind.
+        provider_name: ``penstock``, ``vllm``, or ``openai`` for all that speaks as that does; empty before any had it.
         trace_id: of its W3C trace context, in hex, as ``span_id`` is.
         response_id: the answer's id, where it isn't ``request_id``.
-        key: the id of the API key; ``user`` and ``session``: as the client named them.
-        sticky_hash: where it was in [0, 1) when its variant was chosen.
+        key: the id of the API key; ``user`` and ``session`` (``x-session-id``): as the client named them.
+        sticky_hash: where it was in [0, 1) when its variant was chosen; None where there was nothing to choose.
         input_tokens: of the prompt; ``cached_tokens`` were found in a prefix cache; ``output_tokens``: all that were
             generated, ``reasoning_tokens`` of them for reasoning. None where nobody knows.
         stream: whether the answer was one.
-        finish_reasons: one per choice.
+        finish_reasons: one per choice, in the words of ``/v1/chat/completions`` whichever the endpoint; "" for one that
+            was cut off.
         error_type: our error code, or an upstream's; ``error_message``: for the reader.
         attempts: how many workers or upstreams it was sent to.
-        shadow_of: the request that this one copies.
+        shadow_of: the request that this one copies; empty as yet: shadows are no requests of users, and not on record.
         sampling, timing, uncertainty, content: see there.
         embedding: of the prompt: 64 float16, little-endian.
         tags: what the client wants to find it by: OpenAI's ``metadata``.

@@ -98,7 +98,9 @@ class App:
         context.exchanges.add(exchange)
         if context.recorder is not None and endpoint in RECORDED and not exchange.only:
             recorder = context.recorder
-            exchange.recording = Recording(recorder, exchange.request_id, endpoint, carried(exchange.sent))
+            exchange.recording = Recording(
+                recorder, exchange.request_id, endpoint, carried(exchange.sent), exchange.session
+            )
         try:
             if context.draining and endpoint not in _WHILE_DRAINING:
                 raise errors.shutting_down()

@@ -307,7 +307,7 @@ class Serving:
             if wanted is not None or plan.telemetry is not None:
                 metrics = self._context.metrics
                 telemetry = Telemetry(plan.telemetry, metrics) if plan.telemetry is not None else None
-                self._context.recorder = recorder = Recorder(wanted, telemetry)
+                self._context.recorder = recorder = Recorder(wanted, telemetry, self._context.names)
                 metrics.request_log.log = recorder.log
             return
         telemetry = recorder.telemetry if recorder is not None else None
@@ -367,6 +367,8 @@ class Serving:
         key = next((name for name, one in self._targets.items() if one is target), None)
         if key is None:
             return  # it is being started, or has just been given up
+        if self._settings.config is not None:
+            model.target = key
         if key in self.plan.of_routes:
             self._context.targets[key] = model
         names = self.plan.names_of(key) if self.plan.names is not None else [model.name]

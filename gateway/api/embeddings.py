@@ -49,7 +49,7 @@ async def embed(context: Context, exchange: Exchange) -> None:
         tokens = sum(map(len, ids))
         await exchange.tab.enter(context.limits, exchange.key, model.name, tokens)
         if exchange.recording is not None:
-            exchange.recording.begin(model.name)
+            exchange.recording.begin(model.name, model.target)
         stream = model.fleet.open()
         watcher = asyncio.create_task(abort_when_gone(exchange, stream))
         outputs = await _run(stream, request, ids, exchange, arrived)

@@ -13,6 +13,7 @@ from gateway.telemetry.lines import about
 from gateway.telemetry.metrics import Outcome, outcome_of
 from gateway.traffic.keys import ANYBODY
 from gateway.traffic.limits.limiter import Tab
+from gateway.traffic.variants import SESSION
 from gateway.wire import errors, sse
 
 if TYPE_CHECKING:
@@ -49,15 +50,15 @@ class Observer(Protocol):
 class Exchange:
     """One request and its answer.
 
-    ``background`` is work that nobody waits for, such as a line of a batch. ``fault_body`` and ``fault_events`` say
-    how an error is written before an answer has begun, and in the middle of a stream: OpenAI's way, unless the endpoint
-    has another. ``headers`` are those that the endpoint adds to its answer. ``key`` is whose request it is, ``model``
-    what the metrics count it under, ``status`` the answer's status (0 before there is one), ``params`` what the path's
-    parameters stand for. ``sent`` are the request's headers. ``served`` is the model that is to answer where a route
-    has chosen it, ``variant`` what the answer calls it, ``only`` the target that a request from within is for.
-    ``tab`` is what it has of its key's limits, ``outcome`` what has become of an answer that ended without an exception
-    but not well. ``uncertainty`` is the mean surprisal of the answer's tokens, where it is known. ``recording`` is the
-    record that is made of the request, if there is one.
+    ``background`` is work that nobody waits for, such as a line of a batch. ``fault_body`` and ``fault_events`` say how
+    an error is written before an answer has begun, and in the middle of a stream: OpenAI's way, unless the endpoint has
+    another. ``headers`` are those that the endpoint adds to its answer. ``key`` is whose request it is, ``model`` what
+    the metrics count it under, ``status`` the answer's status (0 before there is one), ``params`` what the path's
+    parameters stand for. ``sent`` are the request's headers, ``session`` what they say it is part of. ``served`` is the
+    model that is to answer where a route has chosen it, ``variant`` what the answer calls it, ``only`` the target that
+    a request from within is for. ``tab`` is what it has of its key's limits, ``outcome`` what has become of an answer
+    that ended without an exception but not well. ``uncertainty`` is the mean surprisal of the answer's tokens, where it
+    is known. ``recording`` is the record that is made of the request, if there is one.
     """
 
     __slots__ = (
@@ -86,6 +87,7 @@ class Exchange:
         "request_id",
         "sent",
         "served",
+        "session",
         "status",
         "tab",
         "uncertainty",
@@ -121,6 +123,7 @@ class Exchange:
         self.headers: list[tuple[bytes, bytes]] = []
         self._content_length: int | None = None
         self.content_type = self.authorization = b""
+        self.session = ""
         request_id = b""
         for name, value in scope["headers"]:
             if name == b"x-request-id":
@@ -133,6 +136,8 @@ class Exchange:
                 self.authorization = b"Bearer " + value
             elif name == b"content-type":
                 self.content_type = value
+            elif name == SESSION:
+                self.session = value.decode("latin-1")
         self.request_id = (
             request_id.decode("ascii") if _REQUEST_ID.fullmatch(request_id) else f"req-{secrets.token_hex(12)}"
         )

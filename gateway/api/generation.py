@@ -91,7 +91,7 @@ class Generation:
             await self._enter(samplings)
             entered = True
             if self._exchange.recording is not None:
-                self._exchange.recording.begin(self._model.name)
+                self._exchange.recording.begin(self._model.name, self._model.target)
             stream = self._model.fleet.open()
             self._submit(stream, prompts, ids, samplings)
             watcher = asyncio.create_task(abort_when_gone(self._exchange, stream))

@@ -154,6 +154,8 @@ class _Answering:
         wanted = next((value.decode("latin-1") for name, value in exchange.sent if name == HEADER.encode()), "")
         said = asking(route.plan.sticky, self._asked, exchange.sent, exchange.key.id, exchange.request_id)
         assignment = route.assign(said, wanted)
+        if exchange.recording is not None:
+            exchange.recording.record.sticky_hash = assignment.drawn
         if context.watching is not None and not exchange.background:
             self._watched = context.watching.watch(assignment, self._endpoint, self._asked, exchange.request_id)
         if route.plan.total is not None and not exchange.background:
@@ -268,7 +270,11 @@ async def _pass_through(
         exchange.recording.begin(exchange.model)
     leaving = asyncio.create_task(_leave_with(exchange, inside))
     try:
-        status = await inside.head()
+        try:
+            status = await inside.head()
+        finally:
+            if exchange.recording is not None and (target := inside.target) is not None:
+                exchange.recording.sent_on(target.name, target.provider, inside.attempts)
         if inside.error is not None:
             exchange.headers += [(name.encode(), value.encode()) for name, value in exchange.tab.headers.items()]
             raise inside.error

@@ -17,7 +17,8 @@ from gateway.text.tokenizer import Tokenizer
 class ServedModel:
     """A model by the name that clients send. The limits are those that its workers stated.
 
-    ``parent`` is the name of the model that this one is an adapter of; empty where it is none.
+    ``parent`` is the name of the model that this one is an adapter of; empty where it is none. ``target`` is what the
+    configuration calls those who serve it.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class ServedModel:
         self.vocab_size = hello.vocab_size
         self.embedding_size = hello.embedding_size
         self.defaults = hello.defaults
-        self.parent = ""
+        self.parent = self.target = ""
         self.fleet = fleet
         self.tokenizer = tokenizer
         self.template = template

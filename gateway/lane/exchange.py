@@ -15,11 +15,12 @@ from asyncio import Task, TimerHandle
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway.careful import careful
 from gateway.fleet.upstream.connection import Connection, Fault, Receiver
 from gateway.fleet.upstream.target import Target
 from gateway.lane import endpoints, heads
 from gateway.lane.answer_so_far import AnswerSoFar
-from gateway.lane.continuation import Continuation, Remembering
+from gateway.lane.continuation import Continuation, Remembering, cut_off
 from gateway.lane.holding import Holding
 from gateway.lane.meter import Meter, estimated_prompt, longest_answer
 from gateway.lane.placing import NO_PROMPT, Prompt
@@ -146,6 +147,16 @@ class Exchange:
         """The way that it takes, once it is admitted."""
         return getattr(self, "_lane", None)
 
+    @property
+    def target(self) -> Target | None:
+        """Who answers, or was asked last; None before anybody is."""
+        return self._winner.target if self._winner is not None else self._tried[-1] if self._tried else None
+
+    @property
+    def attempts(self) -> int:
+        """How many targets it was sent to."""
+        return len(self._tried)
+
     def asks_for(self) -> str:
         """The model, once the body is complete; empty where it can't be told."""
         try:
@@ -198,7 +209,9 @@ class Exchange:
 
     def record(self, recorder: Recorder) -> None:
         """Have it on the record; where that is a log, before the last of its answer goes out."""
-        self._recording = recording = Recording(recorder, self.request_id.decode(), self.endpoint, self.head.carried)
+        self._recording = recording = Recording(
+            recorder, self.request_id.decode(), self.endpoint, self.head.carried, self.head.session
+        )
         if recorder.log is not None:
             self._client = self._delivery = Delivery(self._client, self._lanes.loop)
         if recorder.telemetry is not None:
@@ -464,10 +477,14 @@ class Exchange:
                 if connection.status >= 300 and self._go_elsewhere(connection, ended):
                     return
                 self._win(connection)
-            if self._stream is not None:
-                self._stream.add(data, ended)
+            stream = self._stream
+            if stream is not None:
+                if ended and not self._may_end(connection, stream, data):
+                    stream.add(data, False)
+                    raise cut_off()
+                stream.add(data, ended)
                 if ended:
-                    self._end_stream(connection, self._stream)
+                    self._finish(connection, tally(stream.tail))
             elif ended:
                 self._answer(connection, data)
             else:
@@ -546,10 +563,10 @@ class Exchange:
             self._queued = False
             self._lanes.context.queued -= 1
         streamed = connection.content_type.startswith(b"text/event-stream")
+        if self._recording is not None:
+            self._recording.answers(connection.target.name, connection.target.provider, stream=streamed)
         if streamed:
             self._stream = self._begin(connection, events=True)
-            if self._recording is not None:
-                self._recording.record.stream = True
         self._lane.answering(self, connection, connection.last - self._received, streamed)
 
     def _begin(self, connection: Connection, *, events: bool) -> Stream:
@@ -582,27 +599,27 @@ class Exchange:
         """A whole answer, kept until now."""
         if self._kept is not None:
             data = b"".join([*self._kept, data])
+            self._kept = None
         status = connection.status
+        if status < 300 and not _is_object(connection, data):
+            raise Fault("garbage", f"it answered with status {status}, but no JSON object")
         if status >= 300 and (replaced := _replacement(connection)) is not None:
             self._drop(connection)
             self._fail(replaced)
             return
-        if (seen := self._seen()) is not None:
+        if status >= 400 and self._recording is not None:
+            self._recording.refused(data)
+        elif (seen := self._seen()) is not None:
             seen(data)
         self._client.write(heads.answer(_lines(connection), self.request_id, self.variant, data, self._keep_alive))
         self._finish(connection, tally_whole(data) if status == 200 else NO_TALLY)
 
-    def _end_stream(self, connection: Connection, stream: Stream) -> None:
-        """The last of a stream has been sent on."""
-        tail = stream.tail
-        if connection.framed or endpoints.is_over(self.endpoint, tail):
-            self._finish(connection, tally(tail))
-            return
-        # Without framing, the end of the connection tells the end of an answer from nothing.
-        self._drop(connection)
-        self._lane.target_failed(connection.target, connection.last)
-        self._client.abort()
-        self._end(connection.status, "failed")
+    def _may_end(self, connection: Connection, stream: Stream, data: bytes) -> bool:
+        """Whether the answer is complete with this last part of it."""
+        tail = stream.tail_with(data)
+        if stream.events:
+            return endpoints.may_end(self.endpoint, tail)
+        return connection.framed or tail.rstrip().endswith(b"}")
 
     def _finish(self, connection: Connection, tally: Tally) -> None:
         """The answer is complete."""
@@ -613,9 +630,10 @@ class Exchange:
         if self._recording is not None:
             self._recording.told(tally)
         if tally is not NO_TALLY:
-            self._lane.count(self, tally)
-            if self._belief is not None:
-                self._compare(connection.target, tally)
+            with careful:  # the client has its answer: nothing may be said after it
+                self._lane.count(self, tally)
+                if self._belief is not None:
+                    self._compare(connection.target, tally)
         self._end(status, "ok" if status < 400 else outcome_of(status))
         self._client.done(not self._keep_alive)
 
@@ -646,6 +664,8 @@ class Exchange:
         """Ask the target that was chosen for the rest of the answer."""
         connection = self._winner = target.connection(fresh=True)
         target.in_flight += 1
+        if self._recording is not None:
+            self._recording.goes_on(target.name)
         self._lane.placing.sent(connection, self.prompt)
         self._post(connection, endpoint, body, receiver)
 
@@ -687,7 +707,10 @@ class Exchange:
         stream = self._stream
         if stream is None or not stream.begun:
             self._fail(error)
-        elif stream.events:
+            return
+        if self._recording is not None:
+            self._recording.failed(error)
+        if stream.events:
             stream.break_off(endpoints.fault_event(self.endpoint, error, self.request_id))
             self._end(200, "failed")
             self._client.done(not self._keep_alive)
@@ -725,6 +748,16 @@ def _lines(connection: Connection) -> bytes:
     if not connection.lines:
         connection.lines = heads.answer_lines(connection.status, connection.headers)
     return connection.lines
+
+
+def _is_object(connection: Connection, data: bytes) -> bool:
+    """Whether a whole answer looks like what every endpoint answers with: not empty, a page of HTML, or cut short."""
+    if data.startswith(b"{") and data.endswith(b"}"):
+        return True
+    said = data.strip()
+    return (said.startswith(b"{") and said.endswith(b"}")) or any(
+        name == b"content-encoding" for name, _ in connection.headers
+    )
 
 
 def _no_answer(fault: Fault, why_not: str = "") -> errors.ApiError:

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Final
 
 from gateway.telemetry.trace import NAMES, NOTHING, carried
+from gateway.traffic.variants import SESSION
 from gateway.wire import errors
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,19 +36,19 @@ class RequestHead:
     ``authorization`` is the client's key as ``Authorization`` has it; Anthropic's clients send it in ``x-api-key``.
     The line that it came in, ``key``, goes on to targets that clients' keys are meant for. ``request_id`` is the
     client's; empty where there is none that can stand in a header and a log line. ``variant`` is the one that it names
-    itself, if it does. ``carried`` is what it says of its trace; the lines that it came in, ``trace``, go on to targets
-    unless we put ourselves into the trace.
+    itself, if it does, and ``session`` what it says that it is part of. ``carried`` is what it says of its trace; the
+    lines that it came in, ``trace``, go on to targets unless we put ourselves into the trace.
     """
 
     __slots__ = (
         "authorization", "carried", "chunked", "endpoint", "headers", "keep_alive", "key", "lines", "plain",
-        "request_id", "trace", "variant",
+        "request_id", "session", "trace", "variant",
     )  # fmt: skip
 
     def __init__(self, endpoint: str, headers: Headers, *, keep_alive: bool, chunked: bool) -> None:
         self.endpoint = endpoint
         self.headers = headers
-        self.variant = ""
+        self.variant = self.session = ""
         self.keep_alive = keep_alive
         self.chunked = chunked
         self.plain = keep_alive and chunked
@@ -57,6 +58,8 @@ class RequestHead:
         for name, value in headers:
             if name not in _OWN_REQUEST:
                 parts += (name, b": ", value, b"\r\n")
+                if name == SESSION:
+                    self.session = value.decode("latin-1")
             elif name == b"authorization":
                 self.authorization = value
                 self.key = b"authorization: %b\r\n" % value

@@ -15,6 +15,7 @@ from gateway.traffic.limits.limiter import Tab
 from gateway.wire import errors
 
 if TYPE_CHECKING:
+    from gateway.fleet.upstream.target import Target
     from gateway.lane.lane import Lane
     from gateway.lane.lanes import Lanes
 
@@ -80,6 +81,16 @@ class Inside:
     def label(self) -> str:
         """What metrics call its model."""
         return self._passing.label
+
+    @property
+    def target(self) -> "Target | None":
+        """Who answers, or was asked last; None before anybody is."""
+        return self._passing.target
+
+    @property
+    def attempts(self) -> int:
+        """How many targets it was sent to."""
+        return self._passing.attempts
 
     @property
     def error(self) -> errors.ApiError | None:

@@ -146,6 +146,8 @@ class RoutedExchange(Exchange):
         user = self._skimmed.user if self._skimmed is not None else None
         said = asking(plan.sticky, self._asked, self.head.headers, key.id, request_id, user)
         self._assignment = route.assign(said, self.head.variant)
+        if self._recording is not None:
+            self._recording.record.sticky_hash = self._assignment.drawn
         if context.watching is not None:
             self._watched = context.watching.watch(self._assignment, self.endpoint, self._asked, request_id)
         if plan.total is not None:

@@ -6,8 +6,9 @@ usage and finish reason stand in every server's JSON: what a model wrote has its
 pretend to be them.
 """
 
+import contextlib
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -72,37 +73,58 @@ def renamed(body: bytes, model: str) -> bytes:
 
 
 class Tally(msgspec.Struct, frozen=True, gc=False):
-    """What an answer says of itself; 0 and "" where it says nothing."""
+    """What an answer says of itself; 0, () and "" where it says nothing. Reasons are in OpenAI's words.
+
+    ``id`` and ``model`` are those of whole answers only: a stream has them in its beginning, which isn't looked at.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    finish_reason: str = ""
+    finish_reasons: tuple[str, ...] = ()
+    id: str = ""
+    model: str = ""
+
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
+"""A count that is believed: what is summed up must never fall, or overflow."""
 
 
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Tokens | None = None
 
 
 class _Usage(msgspec.Struct):
     """As ``/v1/chat/completions`` says it, ``/v1/responses``, or ``/v1/messages``."""
 
-    prompt_tokens: int = 0
-    input_tokens: int = 0
-    completion_tokens: int = 0
-    output_tokens: int = 0
+    prompt_tokens: _Tokens = 0
+    input_tokens: _Tokens = 0
+    completion_tokens: _Tokens = 0
+    output_tokens: _Tokens = 0
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
+    cache_read_input_tokens: _Tokens | None = None
 
 
 class _Choice(msgspec.Struct):
+    index: int = 0
     finish_reason: str | None = None
 
 
+class _Incomplete(msgspec.Struct):
+    reason: str | None = None
+
+
 class _Answer(msgspec.Struct):
+    """``choices`` have a reason each; a message has a ``stop_reason``, and a response a ``status``."""
+
+    id: str = ""
+    model: str = ""
     usage: _Usage | None = None
     choices: list[_Choice] = []
+    stop_reason: str | None = None
+    status: str | None = None
+    incomplete_details: _Incomplete | None = None
 
 
 NO_TALLY: Final = Tally()
@@ -111,10 +133,23 @@ _SKIMMED: Final = 1 << 16  # bytes; of longer answers (embeddings, say) the end 
 TAIL: Final = 4096
 """So many bytes of an answer's end are looked at."""
 
-_PROMPT: Final = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,15})').search
-_OUTPUT: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,15})').search
-_CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,15})').search
+_PROMPT: Final = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,12})(?!\d)').search
+_OUTPUT: Final = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,12})(?!\d)').search
+_CACHED: Final = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,12})(?!\d)').search
 _FINISH: Final = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,32})"').search
+_STOP: Final = re.compile(rb'"stop_reason"\s*:\s*"([a-z_]{1,32})"').search
+_INCOMPLETE: Final = re.compile(rb'"incomplete_details"\s*:\s*\{\s*"reason"\s*:\s*"([a-z_]{1,32})"').search
+_COMPLETED: Final = b"event: response.completed"
+_REASONS: Final = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "completed": "stop",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+"""What ``/v1/messages`` and ``/v1/responses`` say, in OpenAI's older words."""
 
 
 def tally_whole(body: bytes) -> Tally:
@@ -125,22 +160,26 @@ def tally_whole(body: bytes) -> Tally:
         answer = _answers.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return tally(body[-TAIL:])
-    usage, choices = answer.usage, answer.choices
-    finish = (choices[0].finish_reason or "") if choices else ""
+    usage = answer.usage
+    finish = _reasons_of(answer)
     if usage is None:
-        return Tally(0, 0, 0, finish)
+        return Tally(0, 0, 0, finish, answer.id, answer.model)
     details = usage.prompt_tokens_details or usage.input_tokens_details
     cached = (details.cached_tokens if details is not None else usage.cache_read_input_tokens) or 0
     return Tally(
-        usage.prompt_tokens or usage.input_tokens, cached, usage.completion_tokens or usage.output_tokens, finish
+        usage.prompt_tokens or usage.input_tokens,
+        cached,
+        usage.completion_tokens or usage.output_tokens,
+        finish,
+        answer.id,
+        answer.model,
     )
 
 
 def tally(tail: bytes) -> Tally:
     """What the ``tail`` of an answer, such as the last events of a stream, says of usage and finish reason."""
     place = tail.rfind(b'"usage"')
-    reason = _FINISH(tail)
-    finish = reason[1].decode() if reason else ""
+    finish = _reason_in(tail)
     if place < 0:
         return Tally(0, 0, 0, finish) if finish else NO_TALLY
     prompt, output, cached = _PROMPT(tail, place), _OUTPUT(tail, place), _CACHED(tail, place)
@@ -150,3 +189,30 @@ def tally(tail: bytes) -> Tally:
         int(output[1]) if output else 0,
         finish,
     )
+
+
+def stream_reasons(events: bytes) -> tuple[str, ...]:
+    """Why each choice of a stream has ended, in their order; "" for one that hasn't."""
+    found: dict[int, str] = {}
+    for line in events.splitlines():
+        if line.startswith(b"data:") and b'"finish_reason"' in line:
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                for choice in _answers.decode(line[5:]).choices:
+                    if choice.finish_reason or choice.index not in found:
+                        found[choice.index] = choice.finish_reason or ""
+    return tuple(reason for _, reason in sorted(found.items()))
+
+
+def _reasons_of(answer: _Answer) -> tuple[str, ...]:
+    if answer.choices:
+        return tuple(choice.finish_reason or "" for choice in answer.choices)
+    reason = answer.stop_reason or (answer.incomplete_details and answer.incomplete_details.reason) or answer.status
+    return (_REASONS.get(reason, reason),) if reason else ()
+
+
+def _reason_in(tail: bytes) -> tuple[str, ...]:
+    found = _FINISH(tail) or _STOP(tail) or _INCOMPLETE(tail)
+    if found is None:
+        return ("stop",) if _COMPLETED in tail else ()
+    reason = found[1].decode()
+    return (_REASONS.get(reason, reason),)

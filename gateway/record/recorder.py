@@ -8,7 +8,7 @@ import logging
 import secrets
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -53,11 +53,18 @@ class Recorder:
     Args:
         plan: how; None: there is no log.
         telemetry: where traces and metrics of them go; None: nowhere.
+        names: those that clients may ask for.
     """
 
-    def __init__(self, plan: RecordPlan | None, telemetry: Telemetry | None = None) -> None:
+    def __init__(
+        self,
+        plan: RecordPlan | None,
+        telemetry: Telemetry | None = None,
+        names: Callable[[], Collection[str]] = tuple,
+    ) -> None:
         self.log = Log(Path(plan.path), durability=plan.durability) if plan is not None else None
         self.telemetry = telemetry
+        self.names = names
         self._plan = plan
         self._untold = Traces()
         self._modes: dict[tuple[str, str], Mode] = {}

@@ -6,6 +6,7 @@ once, as its beginning; the whole goes there when it is over, and only then does
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from time import perf_counter
@@ -16,8 +17,9 @@ from msgspec import Meta
 
 from flywheel.record import VERSION, Content, Record, Sampling, Timing, count_gap
 from gateway.careful import careful
-from gateway.lane.scan import TAIL, Tally, skim, tally
+from gateway.lane.scan import TAIL, Tally, skim, stream_reasons, tally
 from gateway.record.recorder import Done, Recorder
+from gateway.telemetry.measures import PROVIDER
 from gateway.telemetry.metrics import Outcome
 from gateway.telemetry.trace import NOTHING, Carried
 from gateway.wire.errors import ApiError
@@ -34,6 +36,9 @@ RECORDED: Final = frozenset(_OPERATIONS)
 _MOST: Final = 1 << 20  # bytes of an answer that are kept
 _MESSAGE: Final = 500  # characters of an error's message
 _NAME: Final = 256  # characters of what clients call themselves
+_HEAD: Final = 1 << 10  # bytes of an answer's beginning are looked at
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"').search
+_ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]{1,128})"').search
 
 
 _Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
@@ -62,7 +67,20 @@ class _Asked(msgspec.Struct):
     stream: bool | None = None
 
 
+class _Error(msgspec.Struct):
+    """An error, as an upstream writes it; a code may be a number, the status again."""
+
+    code: str | int | None = None
+    type: str | None = None
+    message: str | None = None
+
+
+class _Fault(msgspec.Struct):
+    error: _Error
+
+
 _asked: Final = msgspec.json.Decoder(_Asked).decode
+_fault: Final = msgspec.json.Decoder(_Fault).decode
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _NAMES: Final = frozenset(_Asked.__struct_fields__)
 
@@ -75,6 +93,7 @@ class Recording:
         request_id: what it is called.
         endpoint: the path.
         carried: what came with it of a trace.
+        session: what its headers say of that.
 
     Without a log nobody will read what was said, or how long each token took.
     """
@@ -84,7 +103,9 @@ class Recording:
         "record", "timing", "trace",
     )  # fmt: skip
 
-    def __init__(self, recorder: Recorder, request_id: str, endpoint: str, carried: Carried = NOTHING) -> None:
+    def __init__(
+        self, recorder: Recorder, request_id: str, endpoint: str, carried: Carried = NOTHING, session: str = ""
+    ) -> None:
         self._recorder = recorder
         self._keeps = recorder.log is not None
         self._said = False
@@ -105,6 +126,7 @@ class Recording:
             endpoint=endpoint,
             trace_id=self.trace.trace_id,
             span_id=self.trace.span_id,
+            session=_short(session),
             timing=self.timing,
         )
 
@@ -125,12 +147,17 @@ class Recording:
         if metadata:
             record.tags = {name: value for name, value in metadata.items() if isinstance(value, str)} or None
             user = user or (record.tags or {}).get("user_id")
-        record.user, record.session = _short(user), _short(said.prompt_cache_key)
+        record.user, record.session = _short(user), record.session or _short(said.prompt_cache_key)
         record.stream = said.stream is True
         record.sampling = _sampling(said)
 
-    def begin(self, model: str) -> None:
-        """It is let in: whatever happens from here on, there will be a record of it. ``model`` is a served name."""
+    def begin(self, model: str, here: str | None = None) -> None:
+        """It is let in: whatever happens from here on, there will be a record of it.
+
+        ``model`` is a served name, ``here`` the target of ours that answers, if one does.
+        """
+        if here is not None:
+            self.record.target, self.record.provider_name = here, PROVIDER
         if self._begun:
             return
         self.record.model = model
@@ -145,10 +172,25 @@ class Recording:
         if self._last or self._tail:
             self._again()
         record = self.record
-        record.target, record.worker = target, worker
+        record.target, record.worker, record.provider_name = target, worker, ""
         record.attempts += 1
         if self.timing.placed is None:
             self.timing.placed = self._now()
+
+    def answers(self, worker: str, provider: str, *, stream: bool) -> None:
+        """Of those it was sent to, this one answers."""
+        self.record.worker, self.record.provider_name, self.record.stream = worker, provider, stream
+
+    def sent_on(self, worker: str, provider: str, attempts: int) -> None:
+        """Where it was placed, so many were asked, this one last."""
+        record = self.record
+        record.worker, record.provider_name = worker, provider
+        record.attempts += max(0, attempts - 1)
+
+    def goes_on(self, worker: str) -> None:
+        """Another one goes on with the answer."""
+        self.record.worker = worker
+        self.record.attempts += 1
 
     def reached(self, moment: float) -> None:
         """A worker of ours has got it, at ``moment`` by ``perf_counter``."""
@@ -188,16 +230,24 @@ class Recording:
     def told(self, said: Tally) -> None:
         """What a whole answer says of itself."""
         self._tail = b""
+        record = self.record
         if said.prompt_tokens > 0:
-            record = self.record
             record.input_tokens, record.cached_tokens = said.prompt_tokens, said.cached_tokens
+        if said.prompt_tokens > 0 or said.output_tokens > 0:
             record.output_tokens = said.output_tokens
-        if said.finish_reason:
-            self.record.finish_reasons = (said.finish_reason,)
+        record.finish_reasons = said.finish_reasons
+        record.response_id, record.response_model = said.id, _short(said.model)
 
     def failed(self, error: ApiError) -> None:
         """The client is told of an error."""
         self.record.error_type, self.record.error_message = error.code or "", error.message[:_MESSAGE]
+
+    def refused(self, body: bytes) -> None:
+        """The client is told of an error in an upstream's own words."""
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            said = _fault(body).error
+            kind = said.code if isinstance(said.code, str) else said.type or ""
+            self.record.error_type, self.record.error_message = _short(kind), (said.message or "")[:_MESSAGE]
 
     def _again(self) -> None:
         self._output.clear()
@@ -231,8 +281,27 @@ class Recording:
         timing.ended = self._now()
         if record.output_tokens is None and self._tail:
             self.told(tally(self._tail))
-        if record.content is not None and self._output:
-            record.content.output = b"".join(self._output)
+        if not self._begun and record.request_model in self._recorder.names():
+            record.model = record.request_model
+        if self._output and status < 400:
+            self._read_output(b"".join(self._output))
+
+    def _read_output(self, output: bytes) -> None:
+        """Keep what was answered, and note what it says of itself."""
+        record = self.record
+        if record.content is not None:
+            record.content.output = output
+        if not record.response_id:
+            if (name := _ID(output, 0, _HEAD)) is not None:
+                record.response_id = name[1].decode("utf-8", "replace")
+            if (model := _MODEL(output, 0, _HEAD)) is not None:
+                record.response_model = model[1].decode("utf-8", "replace")
+        if record.stream and record.sampling is not None and (record.sampling.choice_count or 1) > 1:
+            record.finish_reasons = stream_reasons(output) or record.finish_reasons
+        if record.input_tokens is None and record.output_tokens is not None:  # Anthropic's streams begin with it
+            said = tally(output[:_HEAD])
+            if said.prompt_tokens:
+                record.input_tokens, record.cached_tokens = said.prompt_tokens, said.cached_tokens
 
     async def finish(self, status: int, outcome: Outcome, variant: bytes) -> None:
         """The same, for who can wait until the rest may go out."""

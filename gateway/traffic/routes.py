@@ -13,7 +13,7 @@ import msgspec
 from gateway.traffic.edit import Edit
 from gateway.traffic.rollout.rollout import RolloutConfig
 from gateway.traffic.shadow.sampling import ShadowPlan
-from gateway.traffic.variants import Asking, Variants, Weighted, sticky_key
+from gateway.traffic.variants import SESSION, Asking, Variants, Weighted, sticky_key
 from gateway.wire import errors
 
 Cause = Literal["unavailable", "timeout", "overloaded", "error", "context_length"]
@@ -108,13 +108,14 @@ class Assignment(NamedTuple):
     """What a request was assigned to: the ``ways``, in order.
 
     ``by_chance`` tells whether nothing but chance chose, so that arms may be compared; ``unit`` is what the choice
-    sticks to, "" for the request alone.
+    sticks to, "" for the request alone; ``drawn`` the number in [0, 1) that decided, where one did.
     """
 
     route: "Route"
     ways: tuple[Way, ...]
     by_chance: bool
     unit: str
+    drawn: float | None = None
 
     @property
     def variant(self) -> str:
@@ -173,7 +174,8 @@ class Route:
                 raise errors.invalid_value(HEADER, f"'{self.name}' has no variant {wanted!r}; there are {there}")
             return Assignment(self, ways, by_chance=False, unit="")
         key, sticks = sticky_key(self.plan.sticky, asking)
-        return Assignment(self, self._ways[self._variants.choose(key)], by_chance=True, unit=key if sticks else "")
+        variant, drawn = self._variants.draw(key)
+        return Assignment(self, self._ways[variant], by_chance=True, unit=key if sticks else "", drawn=drawn)
 
     def to(self, target: str) -> Assignment:
         """Lead a request to one target alone, whatever is configured."""
@@ -206,7 +208,7 @@ def asking(
         return Asking(user=_first(_users(_read(body))), request=request_id)
     if rule == "session" or rule.startswith("header:"):
         named = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-        session = named.get("x-session-id", "")
+        session = named.get(SESSION.decode(), "")
         if rule == "session" and not session:
             session = _first([_read(body).prompt_cache_key])
         return Asking(session=session, headers=named, request=request_id)

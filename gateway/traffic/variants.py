@@ -48,10 +48,20 @@ class Variants:
 
     def choose(self, key: str) -> str:
         """The variant for who or what ``key`` is."""
+        return self.draw(key)[0]
+
+    def draw(self, key: str) -> tuple[str, float | None]:
+        """The same, and the number in [0, 1) that decided; None where there is nothing to decide."""
+        drawn = None
         for name, salt, share in self._canaries:
-            if _draw(key, salt) < share:
-                return name
-        return self.stable
+            drawn = _draw(key, salt)
+            if drawn < share:
+                return name, drawn
+        return self.stable, drawn
+
+
+SESSION: Final = b"x-session-id"
+"""The header that says which session a request is of."""
 
 
 class Asking(NamedTuple):

@@ -72,6 +72,11 @@ def test_the_columns_are_those_of_the_table(tmp_path: Path) -> None:
         compact(tmp_path)
 
 
+def test_of_an_answer_that_came_whole_the_pauses_are_unknown(tmp_path: Path) -> None:
+    write(tmp_path, record(1, timing=Timing(first_token=0.5, last_token=0.5), output_tokens=11))
+    assert ask(tmp_path, "SELECT ttft, itl FROM records") == [(0.5, None)]
+
+
 def test_what_is_sealed_is_opened_by_who_can(tmp_path: Path) -> None:
     write(
         tmp_path, record(1, user="ann", content=Content("full", sealed=b"x")), record(2, content=Content("full", b"in"))

@@ -91,6 +91,11 @@ class Target:
         self._headers = f"host: {address.authority}\r\n{key}".encode()
         self._heads: dict[str, bytes] = {}
 
+    @property
+    def provider(self) -> str:
+        """Whose server it is: ``penstock``, ``vllm``, or whatever speaks as ``openai`` does."""
+        return self.continues or "openai"
+
     def serves(self, model: str) -> bool:
         return self.models is not None and (self.models is ANY_MODEL or model in self.models)
 

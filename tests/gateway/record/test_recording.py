@@ -12,7 +12,7 @@ from flywheel.log.reading import read_frames
 from flywheel.record import Record, decode_record
 from flywheel.user_keys import UserKeys, keys_path
 from tests.gateway.harness import run
-from tests.gateway.lane.upstream import USAGE, Talk, obliging
+from tests.gateway.lane.upstream import USAGE, Talk, obliging, sse
 from tests.gateway.traffic.harness import chat, configured
 from tests.gateway.traffic.test_routes import endless, failing, targets
 
@@ -74,7 +74,9 @@ def test_an_answer_is_on_record(model: str, here: int | None, stream: bool, tmp_
             assert record.sampling is not None and record.sampling.temperature == 0 and record.sampling.max_tokens == 20
             asked_text, answered = said(tmp_path, record)
             assert json.loads(asked_text)["messages"][0]["content"] == "hi"
-            assert record.target == "a" or record.worker
+            assert record.target == "a" and record.worker
+            assert record.provider_name == ("openai" if here is None else "penstock")
+            assert record.response_model == ("m" if here is None else model) and record.response_id
             assert record.attempts == 1
             timing = record.timing
             assert timing is not None and timing.first_token is not None and timing.ended is not None
@@ -133,7 +135,7 @@ def test_a_stream_that_breaks_is_recorded_as_failed(tmp_path: Path, model_folder
                 answer = await gateway.post(chat(model=model, stream=True))
                 assert b"error" in answer.body
                 record = await record_of(tmp_path, number)
-                assert (record.outcome, record.status) == ("failed", 200)
+                assert (record.outcome, record.status, record.error_type) == ("failed", 200, "bad_upstream")
 
     run(scenario())
 
@@ -172,6 +174,123 @@ def test_a_fallback_is_part_of_the_same_request(tmp_path: Path, model_folder: Pa
                 record = await record_of(folder)
                 assert (record.outcome, record.variant, record.target) == ("ok", "b", "b")
                 assert record.attempts == 2 and record.error_type == ""
+
+    run(scenario())
+
+
+async def several(talk: Talk) -> None:
+    """Two choices, the second one ends first."""
+    said = {"id": "chatcmpl-7", "model": "m-real"}
+    if not talk.request.json.get("stream"):
+        choices = [{"index": index, "finish_reason": reason} for index, reason in enumerate(("length", "stop"))]
+        talk.reply({**said, "choices": choices, "usage": USAGE})
+        return
+    talk.begin_stream()
+    for index, reason in ((0, None), (1, "stop"), (0, "length")):
+        choice = {"index": index, "delta": {"content": "x"}, "finish_reason": reason}
+        talk.chunk(sse({**said, "choices": [choice]}))
+    talk.chunk(b"data: [DONE]\n\n")
+    talk.writer.write(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["chat", "plain"])
+def test_what_an_answer_says_of_itself(model: str, stream: bool, tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, several) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            asked = chat(model=model, stream=stream, n=2, prompt_cache_key="cached")
+            await gateway.post(asked, x_session_id="s1")
+            record = await record_of(tmp_path)
+            assert record.finish_reasons == ("length", "stop")
+            assert (record.response_id, record.response_model) == ("chatcmpl-7", "m-real")
+            assert (record.provider_name, record.session, record.stream) == ("openai", "s1", stream)
+            assert (record.target, record.worker[:2]) == ("a", "a/")
+
+    run(scenario())
+
+
+MESSAGE: list[dict[str, Any]] = [
+    {"type": "message_start", "message": {"id": "msg_1", "model": "m-real", "usage": {"input_tokens": 9}}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 5000}},
+    {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 2}},
+    {"type": "message_stop"},
+]
+
+
+def test_what_other_endpoints_answers_say(tmp_path: Path, model_folder: Path) -> None:
+    async def anthropic(talk: Talk) -> None:
+        talk.begin_stream()
+        for event in MESSAGE:
+            talk.chunk(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), json.dumps(event).encode()))
+        talk.writer.write(b"0\r\n\r\n")
+
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, anthropic) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            await gateway.post(chat(model="plain", stream=True, max_tokens=2), path="/v1/messages")
+            record = await record_of(tmp_path)
+            assert (record.finish_reasons, record.response_id) == (("length",), "msg_1")
+            assert (record.input_tokens, record.output_tokens) == (9, 2)
+
+    run(scenario())
+
+
+def test_an_error_is_no_answer(tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, failing(422, code="too_odd")) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            for number, model in enumerate(("plain", "chat"), 1):
+                await gateway.post(chat(model=model, stream=True))
+                record = await record_of(tmp_path, number)
+                assert (record.error_type, record.error_message, record.stream) == ("too_odd", "no", False)
+                assert record.content is not None and record.content.output is None
+                assert record.timing is not None and record.timing.first_token is None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("here", [None, 0])
+def test_who_is_refused_is_counted_for_the_model(here: int | None, tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, obliging, here=here) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section, max_queue=0) as gateway,
+        ):
+            for number, model in enumerate(("plain", "chat", "nobody"), 1):
+                await gateway.post(chat(model=model))
+                record = await record_of(tmp_path, number)
+                assert record.outcome != "ok" and record.model == (model if model != "nobody" else "")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("here", [None, 0, 1])
+def test_the_number_that_chose_a_variant(here: int | None, tmp_path: Path, model_folder: Path) -> None:
+    variants = "variants: {stable: {target: a, weight: 50}, canary: {target: b, weight: 50}}, sticky: user"
+
+    async def scenario() -> None:
+        text = settings(tmp_path).replace("target: a, timeout: {total: 5s}", variants)
+        async with (
+            targets(tmp_path, model_folder, obliging, obliging, here=here) as (section, _),
+            configured(tmp_path, text + section) as gateway,
+        ):
+            for number in range(1, 9):
+                await gateway.post(chat(user=f"u{number % 4}"))
+                record = await record_of(tmp_path, number)
+                assert record.sticky_hash is not None
+                assert record.variant == ("canary" if record.sticky_hash < 0.5 else "stable")
+                assert record.target == {"stable": "a", "canary": "b"}[record.variant]
+                own = here is not None and record.target == "ab"[here]
+                assert record.provider_name == ("penstock" if own else "openai") and record.worker
+            found = records(tmp_path)
+            assert [one.sticky_hash for one in found[:4]] == [one.sticky_hash for one in found[4:]]
 
     run(scenario())
 
