@@ -24,9 +24,10 @@ from bench.machine import Machine, describe, version_of
 from bench.publish import publish
 from flywheel.compaction import compact, records_table
 from flywheel.log import Durability, Log
+from flywheel.log.batch import Batch
 from flywheel.log.frame import Kind
 from flywheel.log.reading import read_frames
-from flywheel.log.segment_writer import Entry, SegmentWriter
+from flywheel.log.segment_writer import SegmentWriter
 from flywheel.query import connect
 from flywheel.record import VERSION, Content, Record, Sampling, Timing, Uncertainty, encode
 
@@ -229,16 +230,17 @@ def fill(folder: Path, count: int, size: int) -> int:
     writer = SegmentWriter(folder, 64 << 20, 1e9, durable=False)
     begin = 20_000 * DAY
     written = 0
-    some: list[Entry] = []
+    batch = Batch()
     for number, text in zip(range(count), texts(size), strict=False):
         record = make_record(f"req_{number:07}", begin + number * DAY // count, text)
         record.model = MODELS[number % len(MODELS)]
         body = encode(record)
         written += len(body)
-        some.append((Kind.RECORD, record.request_id, writer.salt.header(Kind.RECORD, body), body, None))
-        if len(some) == 200 or number == count - 1:
-            writer.write(some, 0.0)
-            some.clear()
+        batch.pieces += (writer.salt.header(Kind.RECORD, body), body)
+        batch.ended.append(record.request_id)
+        if len(batch.ended) == 200 or number == count - 1:
+            writer.write([batch], 0.0)
+            batch = Batch()
     writer.close()
     return written // count
 

@@ -17,14 +17,14 @@ import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Final, Literal, NamedTuple
 
+from flywheel.log.batch import Batch, Done
 from flywheel.log.frame import Kind
 from flywheel.log.recovery import Recovered
-from flywheel.log.segment_writer import Done, Entry, SegmentWriter, entry_size
+from flywheel.log.segment_writer import SegmentWriter
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +36,6 @@ _AVOID: Final = 30.0
 _COMPLAIN_EVERY: Final = 5.0
 _RETRY: Final = 0.25
 _TICK: Final = 1.0
-
-
-class _Batch:
-    """What one round of the loop brought. ``released``: nobody waits for it any more."""
-
-    __slots__ = ("entries", "handed", "released", "size")
-
-    def __init__(self, entries: list[Entry], now: float) -> None:
-        self.entries = entries
-        self.size = sum(map(entry_size, entries))
-        self.handed = now
-        self.released = False
 
 
 class Log:
@@ -86,11 +74,10 @@ class Log:
         self._backlog_bytes = backlog_bytes
         self._patience = patience
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pending: list[Entry] = []
-        self._scheduled = False
+        self._batch: Batch | None = None
         self._begun: set[str] = set()
-        self._handed: deque[_Batch] = deque()
-        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._handed: deque[Batch] = deque()
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._results: deque[_Result] = deque()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -128,8 +115,10 @@ class Log:
 
     def begin(self, request_id: str, body: bytes) -> None:
         """A request was let in. ``body``: its record as it is now, and for ever if this process is killed."""
+        batch = self._batch or self._next_batch()
+        batch.pieces += (self._header(Kind.BEGIN, body), body)
+        batch.begun[request_id] = body
         self._begun.add(request_id)
-        self._add((Kind.BEGIN, request_id, self._header(Kind.BEGIN, body), body, None))
 
     def append(self, request_id: str, body: bytes, done: Done | None = None) -> None:
         """A request has ended. ``body``: its record.
@@ -140,11 +129,23 @@ class Log:
             done: is called once the record is durable, with True; or with False where the disk doesn't take it now:
                 then it waits in the backlog, or is lost. Either way the answer's last byte may go out.
         """
-        self._add((Kind.RECORD, request_id, self._header(Kind.RECORD, body), body, done))
+        batch = self._batch or self._next_batch()
+        batch.pieces += (self._header(Kind.RECORD, body), body)
+        batch.ended.append(request_id)
+        if done is not None:
+            batch.waiting.append(done)
+        if self._loop is None:
+            self._lose_pending()
 
     def feedback(self, request_id: str, body: bytes, done: Done | None = None) -> None:
         """Somebody thinks something of an answer. As `append`."""
-        self._add((Kind.FEEDBACK, request_id, self._header(Kind.FEEDBACK, body), body, done))
+        batch = self._batch or self._next_batch()
+        batch.pieces += (self._header(Kind.FEEDBACK, body), body)
+        batch.feedback += 1
+        if done is not None:
+            batch.waiting.append(done)
+        if self._loop is None:
+            self._lose_pending()
 
     def close(self) -> None:
         """Write what waits, for a few seconds at most, and close the segment. May block: it is the end."""
@@ -152,8 +153,7 @@ class Log:
             return
         if self._tick_handle is not None:
             self._tick_handle.cancel()
-        if self._pending:
-            self._flush()
+        self._flush()
         if self._thread is not None:
             self._queue.put(None)
             if self.trouble:
@@ -168,56 +168,55 @@ class Log:
         self._writer.close()
         self._complain(math.inf)
 
-    def _add(self, entry: Entry) -> None:
-        if self._loop is None:
-            self._lose(_Batch([entry], 0.0))
-            return
-        self._pending.append(entry)
-        if not self._scheduled:
-            self._scheduled = True
+    def _next_batch(self) -> Batch:
+        """What comes from now on is written at the end of this round of the loop."""
+        batch = self._batch = Batch()
+        if self._loop is not None:
             self._loop.call_soon(self._flush)
+        return batch
+
+    def _lose_pending(self) -> None:
+        """There is no loop any more, or not yet, that would write it."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._lose(batch)
 
     def _flush(self) -> None:
         """Write what has come since the last time, or have it written."""
-        self._scheduled = False
-        entries, self._pending = self._pending, []
-        if not entries:  # `close` was quicker
+        batch, self._batch = self._batch, None
+        if batch is None:  # `close` was quicker
             return
         now = monotonic()
         if self._in_thread or self._handed or now < self._avoid_until:
-            self._hand(_Batch(entries, now))
+            self._hand(batch, now)
             return
         try:
-            self._writer.write(entries, now)
+            self._writer.write((batch,), now)
         except OSError as error:
             self._failed(error)
-            self._hand(_Batch(entries, now))
+            self._hand(batch, now)
             return
         if monotonic() - now > _SLOW:
             self._avoid_until = now + _AVOID
-        self._settle(entries)
+        self._settle(batch)
         if self.trouble:
             self._works_again()
 
-    def _settle(self, entries: Sequence[Entry], released: bool = False) -> None:
-        """``entries`` are written: say so to whom still waits."""
-        for kind, request_id, _, _, done in entries:
-            if kind == Kind.BEGIN:
-                continue
-            self.records += 1
-            if kind == Kind.RECORD:
-                self._begun.discard(request_id)
-            if done is not None and not released:
-                _tell(done, True)
+    def _settle(self, batch: Batch) -> None:
+        """``batch`` is written: say so to whom still waits."""
+        self.records += batch.records
+        self._begun.difference_update(batch.ended)
+        batch.tell(True)
 
-    def _hand(self, batch: _Batch) -> None:
+    def _hand(self, batch: Batch, now: float) -> None:
         """Have the thread write ``batch``."""
+        batch.handed, batch.size = now, sum(map(len, batch.pieces))
         if self.backlog + batch.size > self._backlog_bytes:
             self._lose(batch)
-            self._complain(batch.handed)
+            self._complain(now)
             return
         if self.trouble:
-            _release(batch)
+            batch.tell(False)
         self.backlog += batch.size
         self._handed.append(batch)
         self._queue.put(batch)
@@ -225,16 +224,14 @@ class Log:
             self._thread = threading.Thread(target=self._work, name="request log", daemon=True)
             self._thread.start()
 
-    def _lose(self, batch: _Batch) -> None:
-        for kind, request_id, *_ in batch.entries:
-            if kind == Kind.BEGIN:
-                self._begun.discard(request_id)  # so that its end, if it is lost as well, isn't looked for
-                continue
-            self._lost += 1
-            if kind == Kind.RECORD and request_id in self._begun:  # its beginning is, or will be, written
+    def _lose(self, batch: Batch) -> None:
+        self._lost += batch.records
+        self._begun.difference_update(batch.begun)  # so that their ends, if those are lost as well, aren't looked for
+        for request_id in batch.ended:
+            if request_id in self._begun:  # its beginning is, or will be, written
                 self._begun.discard(request_id)
                 self._writer.forget(request_id)
-        _release(batch)
+        batch.tell(False)
 
     def _work(self) -> None:
         """The thread: write what is handed over, in order, until None is."""
@@ -251,12 +248,11 @@ class Log:
             if last:
                 break
 
-    def _write_group(self, group: list[_Batch]) -> None:
+    def _write_group(self, group: list[Batch]) -> None:
         """Write ``group`` as one, however long that takes; in the thread."""
-        entries = [entry for batch in group for entry in batch.entries]
         while True:
             try:
-                self._writer.write(entries, monotonic())
+                self._writer.write(group, monotonic())
             except OSError as error:
                 self._report(_Result(len(group), error, False))
                 if self._stop.wait(_RETRY):
@@ -287,7 +283,7 @@ class Log:
                 if result.given_up:
                     self._lose(batch)
                 else:
-                    self._settle(batch.entries, batch.released)
+                    self._settle(batch)
             if self.trouble and not result.given_up:
                 self._works_again()
 
@@ -299,7 +295,7 @@ class Log:
         """Nobody waits for the disk any more, until it writes again."""
         self.trouble = why
         for batch in self._handed:
-            _release(batch)
+            batch.tell(False)
         self._complain(monotonic())
 
     def _works_again(self) -> None:
@@ -351,20 +347,3 @@ class _Result(NamedTuple):
     batches: int
     error: OSError | None
     given_up: bool
-
-
-def _release(batch: _Batch) -> None:
-    """Let go who waits for ``batch``."""
-    if batch.released:
-        return
-    batch.released = True
-    for *_, done in batch.entries:
-        if done is not None:
-            _tell(done, False)
-
-
-def _tell(done: Done, written: bool) -> None:
-    try:
-        done(written)
-    except Exception:
-        log.exception("What was to happen once a record is logged went wrong")

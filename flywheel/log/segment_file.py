@@ -61,13 +61,13 @@ class SegmentFile:
         Raises:
             OSError: none counts; it can be tried again.
         """
-        self._reserve(self.size + sum(map(len, pieces)))
-        place = self.size
-        for first in range(0, len(pieces), _MOST_PIECES):
-            place += self._write(pieces[first : first + _MOST_PIECES], place)
+        size = sum(map(len, pieces))
+        if self.size + size > self._reserved:
+            self._reserve(self.size + size)
+        self._write(pieces if len(pieces) <= _MOST_PIECES else [b"".join(pieces)], size)
         if self._durable:
             os.fdatasync(self._file)
-        self.size = place
+        self.size += size
 
     def close(self) -> None:
         """Nothing is added any more.
@@ -90,18 +90,15 @@ class SegmentFile:
         with contextlib.suppress(OSError):
             os.close(self._file)
 
-    def _write(self, pieces: Sequence[bytes], place: int) -> int:
-        size = sum(map(len, pieces))
-        written = os.pwritev(self._file, pieces, place)
+    def _write(self, pieces: Sequence[bytes], size: int) -> None:
+        written = os.pwritev(self._file, pieces, self.size)
         if written < size:  # the disk is full, most likely: then the next call says so
             rest = memoryview(b"".join(pieces))
             while written < size:
-                written += os.pwrite(self._file, rest[written:], place + written)
-        return size
+                written += os.pwrite(self._file, rest[written:], self.size + written)
 
     def _reserve(self, size: int) -> None:
-        if size <= self._reserved:
-            return
+        """Have room for ``size`` bytes, and for what comes after."""
         try:
             os.posix_fallocate(self._file, self._reserved, size + _AHEAD - self._reserved)
             self._reserved = size + _AHEAD

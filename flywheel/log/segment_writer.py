@@ -1,4 +1,4 @@
-"""How does a batch of frames become durable? It is written to the writer's newest segment, which is followed by others.
+"""How do batches of frames become durable? They go into the writer's newest segment, which is followed by others.
 
 No thread and no clock of its own here: `Log` says when, from one thread at a time.
 """
@@ -6,12 +6,13 @@ No thread and no clock of its own here: `Log` says when, from one thread at a ti
 import contextlib
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from flywheel.log.batch import Batch
 from flywheel.log.folder import Place, segments, take_first
-from flywheel.log.frame import HEADER_SIZE, Kind, Salt
+from flywheel.log.frame import Kind, Salt
 from flywheel.log.recovery import Recovered, recover
 from flywheel.log.segment_file import SegmentFile
 
@@ -19,13 +20,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_AFTER: Final = 1.0  # seconds between two looks whether the segment is still there
 _PASSING: Final = (errno.ENOSPC, errno.EDQUOT, errno.EINTR, errno.EAGAIN)
-
-Done = Callable[[bool], None]
-
-
-# A frame that is to be written: its kind, the request, header, body, and who is told whether it was. A plain tuple: a
-# named one takes 0.2 µs longer to make.
-Entry = tuple[int, str, bytes, bytes, Done | None]
 
 
 class SegmentWriter:
@@ -61,11 +55,11 @@ class SegmentWriter:
         self.recovered = Recovered()
         self.deleted = 0
 
-    def write(self, entries: Sequence[Entry], now: float) -> None:
-        """Append ``entries``: all of them, or none.
+    def write(self, batches: Sequence[Batch], now: float) -> None:
+        """Append ``batches``, at least one: all of them, or none.
 
         Args:
-            entries: in order.
+            batches: in order.
             now: seconds, of a clock that doesn't jump.
 
         Raises:
@@ -74,19 +68,18 @@ class SegmentWriter:
         if now >= self._look_at:
             self._look(now)
         file = self._file or self.open(now)
-        pieces = [piece for _, _, header, body, _ in entries for piece in (header, body)]
+        pieces = batches[0].pieces if len(batches) == 1 else [piece for batch in batches for piece in batch.pieces]
         try:
             file.append(pieces)
         except OSError as error:
             if error.errno not in _PASSING:
                 self._leave(file)
             raise
-        for kind, request_id, _, body, _ in entries:
-            if kind == Kind.RECORD:
+        for batch in batches:
+            self._open.update(batch.begun)
+            for request_id in batch.ended:
                 self._open.pop(request_id, None)
-                self._records += 1
-            elif kind == Kind.BEGIN:
-                self._open[request_id] = body
+            self._records += len(batch.ended)
         if self._forgotten:
             self._forget()
         if file.size >= self._segment_bytes or now - self._opened >= self._segment_seconds:
@@ -214,8 +207,3 @@ class SegmentWriter:
         if self._place is not None:
             self._place.release()
             self._place = None
-
-
-def entry_size(entry: Entry) -> int:
-    """How many bytes it takes on the disk."""
-    return HEADER_SIZE + len(entry[3])
