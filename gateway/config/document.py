@@ -1,10 +1,15 @@
 """Where does it stand in the file? YAML as plain values, with the line of each."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.reader import ReaderError
+
+_MOST: Final = 300_000
+"""Values of a file: no more have to be looked at where aliases of aliases stand for any number of them."""
+_TIMESTAMP: Final = "tag:yaml.org,2002:timestamp"
 
 Path = tuple[str | int, ...]
 """The keys and indices that lead to a value from the top of the document."""
@@ -51,10 +56,19 @@ class Document(NamedTuple):
         return Fault(self.lines.get(at, 1), path, message)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as it is, except that what looks like a date is text, as all that is written."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read(text: str) -> Document:
     """The YAML document in ``text``."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return Document(None, {})
@@ -67,14 +81,22 @@ def read(text: str) -> Document:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         about = f" {error.context}" if error.context else ""
         return Document(None, {}, (Fault(line, (), f"this is no YAML: {error.problem}{about}"),))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        return Document(None, {}, (Fault(1, (), f"this is no YAML: {reason or 'it is nested too deeply'}"),))
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        return Document(None, {}, (Fault(line, (), f"this is no YAML: it has the character U+{error.character:04X}"),))
+    except RecursionError:
+        return Document(None, {}, (Fault(1, (), "this is nested too deeply, or refers to itself"),))
+    except (yaml.YAMLError, ValueError) as error:
+        return Document(None, {}, (Fault(1, (), f"this is no YAML: {' '.join(str(error).split())}"),))
 
 
 def _walk(node: Node, path: Path, lines: dict[Path, int], faults: list[Fault]) -> None:
     """Note the line of everything below ``node``, and what mappings have twice or by no name."""
+    if len(lines) >= _MOST:
+        raise ValueError(f"with its aliases it has more than {_MOST:,} values")
     lines.setdefault(path, node.start_mark.line + 1)
+    if path and isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:null" and not node.value:
+        faults.append(Fault(lines[path], path, "nothing stands here: say what it is, or leave it out"))
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             _walk(item, (*path, index), lines, faults)

@@ -11,10 +11,11 @@ from msgspec import Meta
 
 from flywheel.content import Mode
 from gateway.config.document import Document, Fault, Path
-from gateway.traffic.keys import Key, KeyHash, parse_hash
-from gateway.traffic.limits.limit import Limits, Rate, parse_amount, parse_rate
+from gateway.traffic.keys import HASH, Key, KeyHash, parse_hash
+from gateway.traffic.limits.limit import SECONDS, Limits, Rate, parse_amount, parse_rate
 
 _ID: Final = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
+_MOST_PRIORITY: Final = 1_000_000
 _SCHEMES: Final = ("redis", "rediss", "unix")
 
 Count = Annotated[int, Meta(ge=1)]
@@ -51,11 +52,12 @@ PARSERS: Final[dict[type, Any]] = {
     Moment: lambda text: Moment(parse_moment(text)),
     Hash: lambda text: Hash(parse_hash(text)),
 }
-EXAMPLES: Final[dict[type, list[Any]]] = {
-    Rate: ["600/min", "200k/min"],
-    Amount: [500_000, "5M"],
-    Moment: ["2027-01-31"],
-    Hash: ["sha256:SALT:DIGEST"],
+_AMOUNT: Final = r"^\s*\d+(\.\d+)?\s*[kKmMgG]?\s*"
+SCHEMAS: Final[dict[type, dict[str, Any]]] = {
+    Rate: {"type": "string", "pattern": f"{_AMOUNT}/ *({'|'.join(SECONDS)}) *$", "examples": ["600/min", "200k/min"]},
+    Amount: {"minimum": 0.5, "pattern": f"{_AMOUNT}$", "examples": [500_000, "5M"]},
+    Moment: {"pattern": r"^\d{4}", "examples": ["2027-01-31"]},
+    Hash: {"type": "string", "pattern": f"^{HASH.pattern}$", "examples": ["sha256:SALT:DIGEST"]},
 }
 
 
@@ -89,7 +91,13 @@ class KeyLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key that clients may send, and what it allows."""
 
-    id: Annotated[str, Meta(description="what it is called in metrics and logs; clients don't see it")]
+    id: Annotated[
+        str,
+        Meta(
+            description="what it is called in metrics and logs; clients don't see it",
+            extra_json_schema={"pattern": f"^{_ID.pattern}$"},
+        ),
+    ]
     hash: Annotated[Hash, Meta(description="what is kept of it, as penstock key new and penstock key hash make it")]
     models: Annotated[
         tuple[str, ...] | None, Meta(description="the names under models that it may ask for; default: all of them")
@@ -98,7 +106,10 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model_limits: Annotated[
         dict[str, KeyLimits], Meta(description="further limits, of its requests for one model, by the model's name")
     ] = {}
-    priority: Annotated[int, Meta(description="of its requests, the higher the earlier")] = 0
+    priority: Annotated[
+        Annotated[int, Meta(ge=-_MOST_PRIORITY, le=_MOST_PRIORITY)],
+        Meta(description="of its requests, the higher the earlier"),
+    ] = 0
     expires: Annotated[Moment | None, Meta(description="when it ends, such as 2027-01-31; UTC unless it says so")] = (
         None
     )

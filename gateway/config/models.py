@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -11,7 +11,7 @@ from flywheel.content import Mode
 from gateway.config.document import Document, Fault, Path, listed
 from gateway.config.values import Seconds, Share
 from gateway.traffic.edit import Edit
-from gateway.traffic.rollout.guard import guard_names
+from gateway.traffic.rollout.guard import ALIASES, guard_names
 from gateway.traffic.rollout.rollout import RolloutConfig
 from gateway.traffic.routes import (
     ONLY,
@@ -25,7 +25,17 @@ from gateway.traffic.shadow.sampling import ShadowPlan
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _RULES: Final = ("user", "session", "key", "none")
+_STICKY: Final = re.compile(rf"{'|'.join(_RULES)}|header:[A-Za-z0-9-]+")
 _USUAL: Final = RolloutConfig()
+
+# What the reader sees to in its own words, as editors are told of it.
+NOT_EMPTY: Final[dict[str, Any]] = {"minProperties": 1, "minItems": 1}
+EITHER: Final[dict[str, Any]] = {
+    "oneOf": [
+        {"required": [name], "properties": {name: {"type": kind}}}
+        for name, kind in (("target", "string"), ("variants", "object"))
+    ]
+}
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -50,7 +60,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     target: Annotated[str, Meta(description="the target that answers, by its name under targets")]
     weight: Annotated[
-        Annotated[float, Meta(ge=0)] | None,
+        Annotated[float, Meta(ge=0, le=1e6)] | None,
         Meta(description="its part of the requests, beside the other variants' weights; a rollout has its own"),
     ] = None
     system: Annotated[str | None, Meta(description="the system prompt of requests that come without one")] = None
@@ -65,7 +75,8 @@ class Fallback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[Cause, ...],
         Meta(
             description="why: unavailable (nobody there, or broken off before the first byte), timeout, "
-            "overloaded (429), error (other 5xx), context_length (the prompt is too long); default: all but the last"
+            "overloaded (429), error (other 5xx), context_length (the prompt is too long); default: all but the last",
+            extra_json_schema=NOT_EMPTY,
         ),
     ] = tuple(sorted(USUAL))
 
@@ -100,10 +111,10 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """How the second variant takes over from the first one by itself, or is rolled back."""
 
     guard: Annotated[
-        tuple[str, ...] | None,
+        tuple[Annotated[str, Meta(extra_json_schema={"enum": guard_names()})], ...] | None,
         Meta(
-            description=f"what it may not be worse at: any of {', '.join(guard_names())}; default: "
-            f"{', '.join(_USUAL.guard)}"
+            description=f"what it may not be worse at; default: {', '.join(_USUAL.guard)}",
+            extra_json_schema=NOT_EMPTY,
         ),
     ] = None
     max_regression: Annotated[
@@ -133,7 +144,10 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = None
     steps: Annotated[
         tuple[Annotated[float, Meta(gt=0, le=100)], ...] | None,
-        Meta(description=f"its part of the requests, in percent; default: {list(_USUAL.steps)}"),
+        Meta(
+            description=f"its part of the requests, in percent; default: {list(_USUAL.steps)}",
+            extra_json_schema=NOT_EMPTY,
+        ),
     ] = None
     dwell: Annotated[
         Seconds | None,
@@ -157,12 +171,17 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     target: Annotated[str | None, Meta(description="the target that answers, by its name under targets")] = None
     variants: Annotated[
         dict[str, Variant] | None,
-        Meta(description="instead of target: variants by names of their own, the stable one first"),
+        Meta(
+            description="instead of target: variants by names of their own, the stable one first",
+            extra_json_schema=NOT_EMPTY,
+        ),
     ] = None
     sticky: Annotated[
         str,
         Meta(
-            description="what keeps a request with the variant of earlier ones: user, session, key, header:NAME or none"
+            description="what keeps a request with the variant of earlier ones: user, session, key, header:NAME or "
+            "none",
+            extra_json_schema={"pattern": f"^({_STICKY.pattern})$"},
         ),
     ] = "none"
     fallback: Annotated[
@@ -234,8 +253,9 @@ def wrong_model(document: Document, name: str, model: Model, targets: Mapping[st
             yield document.fault((*path, *at), f"there is no target {target!r}: {there}")
     if model.variants is not None:
         yield from _wrong_variants(document, path, model, model.variants)
-    if model.sticky not in _RULES and not re.fullmatch(r"header:[A-Za-z0-9-]+", model.sticky):
+    if not _STICKY.fullmatch(model.sticky):
         yield document.fault((*path, "sticky"), f"this is {listed([*_RULES[:-1], 'header:NAME', 'none'])}")
+    yield from _wrong_others(document, path, model)
     for field in ("first_token", "total"):
         if getattr(model.timeout, field) == 0:
             yield document.fault((*path, "timeout", field), "this has to be above 0")
@@ -256,6 +276,20 @@ def _targets(model: Model) -> Iterator[tuple[Path, str]]:
             yield ("fallback", index, "target"), one.target
     for index, shadow in enumerate(model.shadow):
         yield ("shadow", index, "target"), shadow.target
+
+
+def _wrong_others(document: Document, path: Path, model: Model) -> Iterator[Fault]:
+    """Fallbacks that nobody would ever ask, shadows that are there twice."""
+    own = {variant.target for variant in model.route.variants}
+    for index, fallback in enumerate(model.route.fallbacks):
+        if own == {fallback.target}:
+            yield document.fault((*path, "fallback", index), "nothing falls back to the target that it comes from")
+        if not fallback.on:
+            yield document.fault((*path, "fallback", index, "when"), f"this is for {listed(get_args(Cause))}")
+    shadows = [shadow.target for shadow in model.shadow]
+    for index, target in enumerate(shadows):
+        if target in shadows[:index]:
+            yield document.fault((*path, "shadow", index, "target"), "this target has a shadow's place here already")
 
 
 def _wrong_variants(document: Document, path: Path, model: Model, variants: Mapping[str, Variant]) -> Iterator[Fault]:
@@ -282,6 +316,8 @@ def _wrong_rollout(document: Document, path: Path, model: Model, rollout: Rollou
     for index, guard in enumerate(config.guard):
         if guard not in known:
             yield document.fault((*at, "guard", index), f"there is no guard {guard!r}: it is {listed(known)}")
+        if ALIASES.get(guard, guard) in [ALIASES.get(one, one) for one in config.guard[:index]]:
+            yield document.fault((*at, "guard", index), f"{guard} is guarded already")
     if not config.guard:
         yield document.fault((*at, "guard"), "at least one guard has to be there")
     if not config.steps or list(config.steps) != sorted(set(config.steps)):

@@ -1,10 +1,10 @@
 """Is a configuration file right, and if not, where and why? Each fault has its line, path and what would be right."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path as File
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -18,6 +18,8 @@ from gateway.config.telemetry import Telemetry, wrong_telemetry
 from gateway.config.values import decode_value
 from gateway.fleet.upstream.sources import parse_source
 from gateway.settings import SettingsError
+
+_S = TypeVar("_S", bound=msgspec.Struct)
 
 _ENGINES: Final[dict[str, type[Target]]] = {"native": NativeTarget, "vllm": VllmTarget, "openai": OpenAITarget}
 _AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -45,33 +47,32 @@ def read_config(file: str) -> tuple[Config, Document]:
     """
     try:
         text = File(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not valid UTF-8"
-        raise ConfigError(file, [Fault(1, (), f"this file can't be read: {reason}")]) from None
+    except OSError as error:
+        raise ConfigError(file, [Fault(1, (), f"this file can't be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(file, [Fault(line, (), "this file can't be read: it is not valid UTF-8")]) from None
     document = read(text)
     faults = list(document.faults)
-    if not faults:
-        models, targets = _sections(document, faults)
-        keys, counting = _keys(document, faults)
-        said = document.value.get("log") if isinstance(document.value, dict) else None
-        log = _decode(document, ("log",), said, RequestLog, faults) if said is not None else None
-        said = document.value.get("telemetry") if isinstance(document.value, dict) else None
-        telemetry = _decode(document, ("telemetry",), said, Telemetry, faults) if said is not None else None
-        faults += wrong_telemetry(document, telemetry)
-        faults += _unlike(document, models, targets)
-        faults += wrong_keys(document, keys.items(), models)
-        faults += wrong_counting(document, counting)
-        if not faults:
-            config = Config(
-                models=models,
-                targets=targets,
-                keys=tuple(keys.values()),
-                limits=counting,
-                log=log,
-                telemetry=telemetry,
-            )
-            return config, document
-    raise ConfigError(file, faults)
+    config = decode_config(document, faults) if not faults else None
+    if config is None or faults:
+        raise ConfigError(file, faults)
+    return config, document
+
+
+def decode_config(document: Document, faults: list[Fault]) -> Config:
+    """What a document says, as far as it is right: what is wrong goes to ``faults``."""
+    models, targets = _sections(document, faults)
+    keys, counting = _keys(document, faults)
+    log = _section(document, "log", RequestLog, faults)
+    telemetry = _section(document, "telemetry", Telemetry, faults)
+    faults += wrong_telemetry(document, telemetry)
+    faults += _unlike(document, models, targets)
+    faults += wrong_keys(document, keys.items(), _names(document, "models"))
+    faults += wrong_counting(document, counting)
+    return Config(
+        models=models, targets=targets, keys=tuple(keys.values()), limits=counting, log=log, telemetry=telemetry
+    )
 
 
 def _sections(document: Document, faults: list[Fault]) -> tuple[dict[str, Model], dict[str, Target]]:
@@ -106,14 +107,22 @@ def _sections(document: Document, faults: list[Fault]) -> tuple[dict[str, Model]
 def _keys(document: Document, faults: list[Fault]) -> tuple[dict[int, ApiKey], Counting]:
     """The keys that are right in themselves, by their places, and where their limits are counted."""
     top = document.value if isinstance(document.value, dict) else {}
-    said = top.get("keys") or []
+    said = top.get("keys", [])
     if not isinstance(said, list):
         faults.append(document.fault(("keys",), "keys are a list, such as [{id: team-a, hash: ...}]"))
-        return {}, Counting()
+        said = []
+    elif "keys" in top and not said:
+        faults.append(document.fault(("keys",), "at least one key has to be there; without keys, everybody may ask"))
     decoded = ((index, _decode(document, ("keys", index), value, ApiKey, faults)) for index, value in enumerate(said))
     keys = {index: key for index, key in decoded if key is not None}
-    counting = _decode(document, ("limits",), top.get("limits") or {}, Counting, faults)
+    counting = _decode(document, ("limits",), top.get("limits", {}), Counting, faults)
     return keys, counting or Counting()
+
+
+def _section(document: Document, name: str, kind: type[_S], faults: list[Fault]) -> _S | None:
+    """A section that may be missing."""
+    said = document.value.get(name) if isinstance(document.value, dict) else None
+    return _decode(document, (name,), said, kind, faults) if said is not None else None
 
 
 def _kind(document: Document, path: Path, value: Any, faults: list[Fault]) -> "type[Target] | None":
@@ -128,7 +137,7 @@ def _kind(document: Document, path: Path, value: Any, faults: list[Fault]) -> "t
     return _ENGINES[engine]
 
 
-def _decode(document: Document, path: Path, value: Any, kind: "type[msgspec.Struct]", faults: list[Fault]) -> Any:
+def _decode(document: Document, path: Path, value: Any, kind: type[_S], faults: list[Fault]) -> _S | None:
     try:
         return msgspec.convert(value, kind, dec_hook=decode_value)
     except msgspec.ValidationError as error:
@@ -208,11 +217,17 @@ def _choices(kind: type, steps: list[str | int]) -> str:
     return listed(get_args(hint))
 
 
+def _names(document: Document, section: str) -> Mapping[str, Any]:
+    """What there is in ``models`` or ``targets``, right or wrong."""
+    said = document.value.get(section) if isinstance(document.value, dict) else None
+    return said if isinstance(said, dict) else {}
+
+
 def _unlike(document: Document, models: dict[str, Model], targets: dict[str, Target]) -> Iterator[Fault]:
     """What can be right in itself, and is wrong beside the rest."""
-    known = document.value.get("targets") if isinstance(document.value, dict) else None
+    known = _names(document, "targets")
     for name, model in models.items():
-        yield from wrong_model(document, name, model, known if isinstance(known, dict) else {})
+        yield from wrong_model(document, name, model, known)
     for name, target in targets.items():
         if isinstance(target, OpenAITarget):
             yield from _wrong_upstreams(document, ("targets", name), target)

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from gateway.config.keys import ApiKey, Counting
 from gateway.config.log import RequestLog
-from gateway.config.models import Model
+from gateway.config.models import EITHER, NOT_EMPTY, Model
 from gateway.config.telemetry import Telemetry
 from gateway.config.values import Count, Seconds, Share, Size, describe_value
 from gateway.settings import (
@@ -133,9 +133,17 @@ Target = NativeTarget | VllmTarget | OpenAITarget
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole file."""
 
-    models: Annotated[dict[str, Model], Meta(description="the names that clients send")]
-    targets: Annotated[dict[str, Target], Meta(description="where answers come from, by names of their own")]
-    keys: Annotated[tuple[ApiKey, ...], Meta(description="who may ask; default: everybody")] = ()
+    models: Annotated[
+        dict[str, Annotated[Model, Meta(extra_json_schema=EITHER)]],
+        Meta(description="the names that clients send", extra_json_schema=NOT_EMPTY),
+    ]
+    targets: Annotated[
+        dict[str, Target],
+        Meta(description="where answers come from, by names of their own", extra_json_schema=NOT_EMPTY),
+    ]
+    keys: Annotated[
+        tuple[ApiKey, ...], Meta(description="who may ask; default: everybody", extra_json_schema=NOT_EMPTY)
+    ] = ()
     log: Annotated[RequestLog | None, Meta(description="where requests are recorded; default: nowhere")] = None
     telemetry: Annotated[
         Telemetry | None, Meta(description="where traces and metrics go; default: nowhere, unless options say so")

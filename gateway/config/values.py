@@ -33,13 +33,19 @@ _PARSERS: Final[dict[type, Any]] = {
     Part: lambda text: Part(parse_part(text)),
     **keys.PARSERS,
 }
-_EXAMPLES: Final[dict[type, list[Any]]] = {
-    Size: ["2GiB"],
-    Seconds: ["500ms", 1.5],
-    Share: [0.9, "90%"],
-    Part: [0.01, "1%"],
-    **keys.EXAMPLES,
+_SHARE: Final = r"^\s*[\d.]+(e-?\d+)?\s*%?$"
+_SCHEMAS: Final[dict[type, dict[str, Any]]] = {
+    Size: {"minimum": 1, "pattern": r"^\s*\d+(\.\d+)?\s*([kKmMgG][iI]?)?[bB]?\s*$", "examples": ["2GiB"]},
+    Seconds: {
+        "minimum": 0,
+        "pattern": r"^\s*(\d+(\.\d+)?|\.\d+)\s*([mM]?[sS]|[mMhHdD])?\s*$",
+        "examples": ["500ms", 1.5],
+    },
+    Share: {"exclusiveMinimum": 0, "maximum": 1, "pattern": _SHARE, "examples": [0.9, "90%"]},
+    Part: {"minimum": 0, "maximum": 1, "pattern": _SHARE, "examples": [0.01, "1%"]},
+    **keys.SCHEMAS,
 }
+"""As far as JSON schema can tell: nothing that the parsers take is refused."""
 
 
 def decode_value(kind: type, value: Any) -> Any:
@@ -53,4 +59,4 @@ def decode_value(kind: type, value: Any) -> Any:
 
 def describe_value(kind: type) -> dict[str, Any]:
     """The JSON schema of such a value."""
-    return {"type": ["string", "number"], "examples": _EXAMPLES[kind]}
+    return {"type": ["string", "number"], **_SCHEMAS[kind]}

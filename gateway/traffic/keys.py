@@ -21,7 +21,7 @@ from gateway.wire import errors
 
 _BEARER: Final = b"bearer "
 _OURS: Final = re.compile(rb"sk-penstock-([0-9a-f]{16})-")
-_HASH: Final = re.compile(r"sha256:(?:([A-Za-z0-9_-]{1,64}):)?([0-9a-f]{64})")
+HASH: Final = re.compile(r"sha256:(?:([A-Za-z0-9_-]{1,64}):)?([0-9a-f]{64})")
 _OWN_SALT: Final = re.compile(r"[0-9a-f]{16}")
 _SEEN: Final = 65_536
 """So many keys are recognised without being hashed with their salts."""
@@ -43,7 +43,7 @@ def parse_hash(text: str) -> KeyHash:
     Raises:
         ValueError: it is none.
     """
-    match = _HASH.fullmatch(text)
+    match = HASH.fullmatch(text)
     if match is None:
         raise ValueError("this is no hash of a key: it looks like sha256:SALT:DIGEST, and penstock key makes it")
     return KeyHash(match[1] or "", bytes.fromhex(match[2]))

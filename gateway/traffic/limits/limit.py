@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-_SECONDS: Final = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
+SECONDS: Final = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
 _THOUSANDS: Final = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _MOST: Final = 10**12
 _MOST_OF_RATE: Final = 10**9
@@ -73,7 +73,7 @@ def parse_rate(text: str) -> Rate:
         ValueError: the text is no rate above 0.
     """
     amount, slash, time = text.partition("/")
-    seconds = _SECONDS.get(time.strip().lower())
+    seconds = SECONDS.get(time.strip())
     if not slash or seconds is None:
         raise ValueError(f"{text!r} is no rate: write 600/min or 200k/min (or /s, /h)")
     rate = Rate(parse_amount(amount), seconds)

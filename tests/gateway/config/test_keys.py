@@ -55,7 +55,7 @@ def test_keys_are_read(tmp_path: Path) -> None:
     assert other == Key(id="team-b", expires=datetime(2100, 1, 31, 11, tzinfo=UTC).timestamp())
     assert made.counting.when_away == "closed"
     assert keyring(Settings(), made).check(b"Bearer sk-one") == one
-    jsonschema.validate(yaml.load(REST + KEYS, yaml.BaseLoader) | {"keys": []}, schema())
+    jsonschema.validate(yaml.safe_load((REST + KEYS).replace("2100-01-31\n", "'2100-01-31'\n")), schema())
 
 
 def test_keys_of_the_environment_go_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +83,13 @@ def test_what_changes_is_said_without_any_hash(tmp_path: Path) -> None:
     ("text", "fault"),
     [
         ("keys: {a: 1}", "3: keys: keys are a list"),
+        ("keys: {}", "3: keys: keys are a list"),  # whatever is no list of keys lets nobody in
+        ("keys: false", "3: keys: keys are a list"),
+        ("keys:", "3: keys: nothing stands here"),
+        ("keys: []", "3: keys: at least one key has to be there"),
+        ("limits: []", "3: limits: expected a mapping"),
+        (f"keys: [{{id: a, hash: {HASH}, priority: {2**70}}}]", "3: keys[0].priority: expected a whole number <= "),
+        (f"keys:\n- id: a\n  hash: {HASH}\n  expires: 2027-13-01", "6: keys[0].expires: '2027-13-01' is no date"),
         ("keys: [5]", "3: keys[0]: expected a mapping, but this is a whole number"),
         ("keys: [{id: a}]", "3: keys[0]: hash is missing"),
         ("keys:\n- {id: a, hash: sk-one}", "4: keys[0].hash: this is no hash of a key: it looks like sha256:SALT"),

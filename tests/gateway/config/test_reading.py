@@ -1,6 +1,13 @@
 """A configuration file: what it may say, and that each fault has its line, its path and what would be right."""
 
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import reduce
+from itertools import pairwise
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -8,8 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config.document import read
-from gateway.config.reading import ConfigError, read_config
+from gateway.config.document import Document, Fault, read
+from gateway.config.reading import ConfigError, decode_config, read_config
 from gateway.config.structs import NativeTarget, OpenAITarget, VllmTarget, schema
 from penstock import main
 
@@ -101,6 +108,22 @@ def test_a_file_says_what_is_served(tmp_path: Path) -> None:
             "models: {c: {variants: {a: {target: 5}}}}\n" + REST,
             "1: models.c.variants.a.target: expected text, but this",
         ),
+        ("models: {c: {target: t, fallback: [t]}}\n" + REST, "1: models.c.fallback[0]: nothing falls back to the "),
+        (
+            "models: {c: {target: u, fallback: [{target: t, when: []}]}}\ntargets: {t: {engine: native}, u: {}}\n",
+            "1: models.c.fallback[0].when: this is for unavailable, timeout",
+        ),
+        (
+            "models: {c: {target: t, shadow: [{target: t, sample: 1}, {target: t, sample: 1}]}}\n" + REST,
+            "1: models.c.shadow[1].target: this target has",
+        ),
+        (
+            "models: {c: {variants: {a: {target: t, weight: .inf}, b: {target: t, weight: 1}}}}\n" + REST,
+            "1: models.c.variants.a.weight: expected a number <= 1000000",
+        ),
+        (TWO % "guard: [uncertainty, hallucination]", "1: models.c.rollout.guard[1]: hallucination is guarded"),
+        ("models:\n  c:\n    target: t\n    rollout:\n" + REST, "4: models.c.rollout: nothing stands here"),
+        ("models: {c: {target: t}}\nlog:\n" + REST, "2: log: nothing stands here"),
         ("models: {c: {targt: t}}\n" + REST, "1: models.c.targt: there is no such field; did you mean target?"),
         ("models: {c: {target: t}}\nlog: {}\n" + REST, "2: log: path is missing"),
         ("models: {c: {target: t}}\ntargts: {}\n" + REST, "2: targts: there is no such field; did you mean targets?"),
@@ -111,6 +134,13 @@ def test_a_file_says_what_is_served(tmp_path: Path) -> None:
         ("models: {no: {target: t}}\n" + REST, "1: models: no can't be a name here: put it in quotes"),
         ("models: {c: {target: t}, c: {target: t}}\n" + REST, "1: models.c: this stands here twice"),
         ("models: [\n", "2: this is no YAML: "),
+        ("models:\n  c: {target: \x07}\n", "2: this is no YAML: it has the character U+0007"),
+        ("models: &m {c: *m}\n" + REST, "1: this is nested too deeply, or refers to itself"),
+        ("models: " + "[" * 1000, "1: this is nested too deeply"),
+        (
+            "a: &a [0,0,0,0,0,0,0,0,0]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 9}]\n" for a, b in pairwise("abcdefgh")),
+            "1: this is no YAML: with its aliases it has more than 300,000 values",
+        ),
         ("- a\n", "1: the file has two sections"),
         ("", "1: the file has two sections"),
     ],
@@ -179,6 +209,18 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) ->
     assert [line.partition(":")[0] for line in faults(tmp_path, text)] == ["2", "3", "5"]
 
 
+def test_a_model_at_fault_is_there_for_keys_all_the_same(tmp_path: Path) -> None:
+    key = f"keys: [{{id: a, hash: 'sha256:{'0' * 64}', models: [c]}}]\n"
+    assert len(faults(tmp_path, "models: {c: {target: 5}}\n" + REST + key)) == 1
+
+
+def test_bytes_that_are_no_text_have_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "penstock.yaml"
+    file.write_bytes(b"models: {}\ntargets: {\xe9: 1}\n")
+    with pytest.raises(ConfigError, match=r"yaml:2: this file can't be read: it is not valid UTF-8"):
+        read_config(str(file))
+
+
 def test_a_file_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="this file can't be read: No such file"):
         read_config(str(tmp_path / "penstock.yaml"))
@@ -189,6 +231,71 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
     jsonschema.validate(yaml.safe_load(GOOD), schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"models": {}, "targets": {"a": {"engine": "native", "replica": 1}}}, schema())
+
+
+WHOLE = """
+models:
+  a: {target: n, sticky: user, fallback: [r, {target: v, when: [timeout]}], timeout: {first_token: 10s, total: 120},
+      content: hash, shadow: [{target: v, sample: 10%}]}
+  b: {variants: {s: {target: n}, c: {target: v}},
+      rollout: {guard: [ttft], max_regression: 5%, alpha: 0.01, steps: [5, 50.5], dwell: 6h}}
+targets:
+  n: {engine: native, replicas: 2, kv_memory: 2GiB, gpu_memory: 90%, ttft: 500ms, tpot: 0.05}
+  v: {engine: vllm, vllm_args: {x: 1}}
+  r: {engine: openai, urls: ["http://h:1"], api_key_env: K}
+keys:
+  - {id: k, hash: "sha256:s:HASH", models: [a], limits: {requests: 600/min, concurrent: 3, tokens_per_day: 5M},
+     priority: 1, expires: "2100-01-31", admin: true}
+log: {path: l, content: full, retain: 30d, retain_size: 5GB}
+telemetry: {otlp: "http://h:1", sample: 1%}
+limits: {redis: "redis://h:1/0", when_away: open}
+""".replace("HASH", "0" * 64)
+INSTEAD: tuple[Any, ...] = (True, -1, 1.5, "x", "5s", "5%", "600/min", [], {}, None)
+    True,
+    0,
+    -1,
+    1.5,
+    "",
+    "x",
+    "5s",
+    "-5s",
+    "5%",
+    "2GiB",
+    "600/min",
+    "600/day",
+    "2027-01-31",
+    [],
+    ["x"],
+    {},
+    None,
+)
+# What stands elsewhere in the file or in the world, and more than a value's form, is beyond a JSON schema.
+BEYOND = re.compile(
+    r"there is no (target|model) |weight is missing|above 0|a rollout is between|is no address|is no URL|looks like|"
+    r"kv_|has to be at least max|each above the one|: below 100%|urls or file|"
+    r"is (no share|no part|no size|no amount|no date)"
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in entries:
+        yield (*path, step)
+        yield from _places(inner, (*path, step))
+
+
+def test_the_schema_and_the_reader_agree_on_files_with_one_thing_changed() -> None:
+    validator = jsonschema.Draft202012Validator(schema())
+    whole = yaml.safe_load(WHOLE)
+    for *above, last in _places(whole):
+        for value in INSTEAD:
+            changed = deepcopy(whole)
+            within = reduce(getitem, above, changed)
+            within[last] = value
+            found: list[Fault] = []
+            decode_config(Document(changed, {}), found)
+            valid = validator.is_valid(changed)
+            assert valid == (not found) or (valid and BEYOND.search(found[0].message)), ([*above, last], value, found)
 
 
 def test_the_command_checks_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
