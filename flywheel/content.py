@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from flywheel.conversation import messages
-from flywheel.record import Content, Feedback
+from flywheel.record import Content, Feedback, Record
 from flywheel.redaction import redact, redact_json
 
 if TYPE_CHECKING:
@@ -37,15 +37,48 @@ def keep(
     if mode == "hash":
         if keys is None:
             raise ValueError("content mode hash needs the keys' file: an unkeyed hash of a short text can be guessed")
-        hashed = [None if text is None else keys.hash(text) for text in (input, output)]
+        said = None if output is None else messages(output)  # its bytes have an id, which no other answer has
+        hashed = [None if text is None else keys.hash(text) for text in (input, said)]
         return Content("hash", input_hash=hashed[0], output_hash=hashed[1])
     if mode == "redacted":
         input = None if input is None else redact_json(input)
-        output = None if output is None else redact_json(messages(output))
+        output = None if output is None else _redact_answer(output)
     if keys is not None and user:
         parts = {name: text for name, text in (("input", input), ("output", output)) if text is not None}
         return Content(mode, sealed=keys.seal(user, parts))
     return Content(mode, input, output)
+
+
+def keep_json(mode: Mode, text: bytes) -> bytes | None:
+    """What a mode lets be kept of a text that is JSON; None where it is nothing."""
+    if mode == "redacted":
+        return redact_json(text)
+    return text if mode == "full" else None
+
+
+def _redact_answer(output: bytes) -> bytes | None:
+    """None where it is a stream that nobody can put together: what came in two pieces would not be found."""
+    said = messages(output)
+    return redact_json(said) if said.lstrip()[:1] in (b"[", b"{") else None
+
+
+def keep_fields(mode: Mode, record: Record) -> None:
+    """Leave of what a client says in a record's own fields what a mode lets be kept.
+
+    ``user`` and ``session`` stay in every mode: by them records are found that are to be erased. An error's message may
+    quote the request that it is about.
+    """
+    if mode == "full":
+        return
+    texts = mode == "redacted"
+    if record.tags is not None:
+        record.tags = {redact(name): redact(value) for name, value in record.tags.items()} if texts else None
+    if record.sampling is not None and record.sampling.stop_sequences:
+        record.sampling.stop_sequences = tuple(map(redact, record.sampling.stop_sequences)) if texts else ()
+    if record.error_message:
+        record.error_message = redact(record.error_message) if texts or record.outcome != "invalid" else ""
+    if mode == "none":
+        record.embedding = None
 
 
 def keep_feedback(mode: Mode, feedback: Feedback, keys: "UserKeys | None" = None) -> Feedback:
@@ -55,9 +88,11 @@ def keep_feedback(mode: Mode, feedback: Feedback, keys: "UserKeys | None" = None
         for name in ("correction", "preferred", "comment")
         if (text := getattr(feedback, name)) is not None and mode in ("full", "redacted")
     }
+    label = feedback.label
     if mode == "redacted":
         texts = {name: redact(text) for name, text in texts.items()}
-    without = msgspec.structs.replace(feedback, correction=None, preferred=None, comment=None)
+        label = redact(label)
+    without = msgspec.structs.replace(feedback, label=label, correction=None, preferred=None, comment=None)
     if keys is not None and feedback.user and texts:
         sealed = keys.seal(feedback.user, {name: text.encode() for name, text in texts.items()})
         return msgspec.structs.replace(without, sealed=sealed)

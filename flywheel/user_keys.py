@@ -3,10 +3,13 @@
 What a user asks and is answered is sealed with AES-256-GCM (NIST SP 800-38D) under a key of that user alone. To erase
 the user is to forget the key: from then on the sealed bytes are noise, wherever there are copies of them. The keys are
 in one small SQLite file beside the log, which is to be backed up apart from it, and for a short time, if at all. It
-knows users by a keyed hash of their names only, and SQLite overwrites what it deletes.
+knows users by a keyed hash of their names only. SQLite overwrites what it deletes, and its journal, without which a
+process that is killed could take all keys with it, is overwritten as well.
 """
 
+import os
 import sqlite3
+import threading
 from collections.abc import Mapping
 from hashlib import blake2b
 from os import urandom
@@ -38,18 +41,25 @@ def keys_path(folder: Path) -> Path:
 
 
 class UserKeys:
-    """The keys in ``path``, which is made if need be. For one thread; several processes may have the same file.
+    """The keys in ``path``, which is made if need be. For any thread; several processes may have the same file.
+
+    Args:
+        path: the file.
+        durable: a new key is on the disk before anything is sealed under it. Without it, a key survives the process,
+            as a record does, but not the machine.
 
     Raises:
         OSError, sqlite3.Error: the file can't be made, or isn't one of these.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        self._path = path
+        self._lock = threading.Lock()
         self._file = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-        # A key is written before what it seals, and a killed process loses nothing of either (`flywheel.log`).
-        for setting in ("secure_delete = ON", "synchronous = OFF", "journal_mode = MEMORY"):
+        self._synchronous = "FULL" if durable else "OFF"
+        for setting in ("secure_delete = ON", f"synchronous = {self._synchronous}", "journal_mode = TRUNCATE"):
             self._file.execute(f"PRAGMA {setting}")
         self._file.executescript(_TABLES)
         self._file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", [urandom(32)])
@@ -60,59 +70,90 @@ class UserKeys:
         """A keyed hash, of 16 bytes: equal for equal texts, and tells nothing without the file."""
         return blake2b(text, digest_size=16, key=self._secret).digest()
 
+    def owner(self, user: str) -> bytes:
+        """What stands for a user where the name shall not be: a keyed hash of it, of 16 bytes."""
+        return self.hash(b"user:" + user.encode("utf-8", "surrogatepass"))
+
     def seal(self, user: str, parts: Mapping[str, bytes]) -> bytes:
         """``parts`` so that only the user's key opens them. A new user gets a key.
 
         Raises:
             sqlite3.Error: there is no place for it.
         """
-        name = self._name(user)
+        owner = self.owner(user)
         nonce = urandom(_NONCE)
-        return _FORMAT + nonce + self._key(name).encrypt(nonce, _encode(parts), name)
+        return _FORMAT + nonce + self._key(owner).encrypt(nonce, _encode(parts), owner)
 
     def unseal(self, user: str, sealed: bytes) -> dict[str, bytes] | None:
         """What was sealed; None where the key is gone, or it is something else."""
-        name = self._name(user)
-        found = self._file.execute("SELECT key FROM keys WHERE user = ?", [name]).fetchone()
+        return self.open(self.owner(user), sealed)
+
+    def open(self, owner: bytes, sealed: bytes) -> dict[str, bytes] | None:
+        """The same, for who knows only what stands for the user."""
+        with self._lock:
+            found = self._file.execute("SELECT key FROM keys WHERE user = ?", [owner]).fetchone()
         if found is None or sealed[:1] != _FORMAT:
             return None
         nonce = sealed[1 : 1 + _NONCE]
         try:
-            return _decode(AESGCM(found[0]).decrypt(nonce, sealed[1 + _NONCE :], name))
+            return _decode(AESGCM(found[0]).decrypt(nonce, sealed[1 + _NONCE :], owner))
         except (InvalidTag, ValueError, msgspec.DecodeError):
             return None
 
     def erase(self, user: str) -> bool:
-        """Forget the key, at once; whether there was one. What comes from this user later gets a new one."""
-        name = self._name(user)
-        self._known.pop(name, None)
-        self._file.execute("BEGIN IMMEDIATE")
-        was = self._file.execute("DELETE FROM keys WHERE user = ?", [name]).rowcount > 0
-        self._file.execute("INSERT OR REPLACE INTO erased VALUES (?, ?)", [name, time_ns() // 1000])
-        self._file.execute("COMMIT")
+        """Forget the key, at once; whether there was one. What comes from this user later gets a new one.
+
+        When this returns, the disk has forgotten it as well, as far as it forgets what is overwritten.
+        """
+        owner = self.owner(user)
+        with self._lock:
+            self._known.pop(owner, None)
+            self._file.execute("PRAGMA synchronous = FULL")
+            self._file.execute("PRAGMA journal_mode = PERSIST")
+            self._file.execute("BEGIN IMMEDIATE")
+            was = self._file.execute("DELETE FROM keys WHERE user = ?", [owner]).rowcount > 0
+            self._file.execute("INSERT OR REPLACE INTO erased VALUES (?, ?)", [owner, time_ns() // 1000])
+            self._file.execute("COMMIT")
+            self._overwrite_journal()
+            self._file.execute("PRAGMA journal_mode = TRUNCATE")
+            self._file.execute(f"PRAGMA synchronous = {self._synchronous}")
         return was
+
+    def _overwrite_journal(self) -> None:
+        """It has the pages as they were, with the key, for whoever had to undo what is done now."""
+        self._file.execute("BEGIN IMMEDIATE")  # nobody else writes to it meanwhile
+        with open(f"{self._path}-journal", "rb+") as journal:
+            size = journal.seek(0, os.SEEK_END)
+            journal.seek(0)
+            journal.write(bytes(size))
+            journal.flush()
+            os.fsync(journal.fileno())
+        self._file.execute("COMMIT")
 
     def erased_at(self, user: str) -> int:
         """When the user was last erased, in microseconds since 1970; 0: never."""
-        found = self._file.execute("SELECT at FROM erased WHERE user = ?", [self._name(user)]).fetchone()
+        with self._lock:
+            found = self._file.execute("SELECT at FROM erased WHERE user = ?", [self.owner(user)]).fetchone()
         return 0 if found is None else int(found[0])
 
     def close(self) -> None:
         """Let the file go."""
-        self._file.close()
+        with self._lock:
+            self._file.close()
 
-    def _name(self, user: str) -> bytes:
-        return self.hash(b"user:" + user.encode("utf-8", "surrogatepass"))
-
-    def _key(self, name: bytes) -> AESGCM:
+    def _key(self, owner: bytes) -> AESGCM:
         """The user's key, a new one for a new user."""
-        now = monotonic()
-        known = self._known.get(name)
-        if known is not None and now < known[1]:
-            return known[0]
-        self._file.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [name, AESGCM.generate_key(256)])
-        key = AESGCM(self._file.execute("SELECT key FROM keys WHERE user = ?", [name]).fetchone()[0])
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        self._known[name] = (key, now + _KNOWN_FOR)
-        return key
+        with self._lock:
+            now = monotonic()
+            known = self._known.get(owner)
+            if known is not None and now < known[1]:
+                return known[0]
+            found = self._file.execute("SELECT key FROM keys WHERE user = ?", [owner]).fetchone()
+            if found is None:
+                self._file.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [owner, AESGCM.generate_key(256)])
+                found = self._file.execute("SELECT key FROM keys WHERE user = ?", [owner]).fetchone()
+            key = AESGCM(found[0])
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[owner] = (key, now + _KNOWN_FOR)
+            return key
