@@ -45,7 +45,7 @@ class Remembering(Stream):
         over = so_far.complete or bool(so_far.why_not)
         self._pass(data, ended and over)
         if ended and not over:
-            raise _cut_off()
+            raise cut_off()
 
     def add_rest(self, data: bytes, ended: bool) -> None:
         """The same for what another upstream goes on with.
@@ -56,7 +56,7 @@ class Remembering(Stream):
         data = self._whole(data, ended)
         self._pass(self.so_far.rejoin(data) if data else b"", ended and self.so_far.complete)
         if ended and not self.so_far.complete:
-            raise _cut_off()
+            raise cut_off()
 
     def end(self) -> None:
         """Say what is left to say of an answer whose tokens have all come."""
@@ -91,7 +91,8 @@ class Remembering(Stream):
             raise self.so_far.fault
 
 
-def _cut_off() -> Fault:
+def cut_off() -> Fault:
+    """What is the matter with an answer that has ended, but isn't complete."""
     return Fault("lost", "it ended its answer before it was complete")
 
 

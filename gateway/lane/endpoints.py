@@ -3,6 +3,7 @@
 from typing import Final
 
 from gateway.api.messages_form import error_body
+from gateway.lane.scan import tally
 from gateway.wire import errors, sse
 from gateway.wire.messages_answer import encode, event
 from gateway.wire.responses_answer import Events
@@ -42,3 +43,8 @@ def is_over(endpoint: str, tail: bytes) -> bool:
         # The last event has the whole answer in it: if its beginning isn't in the tail, then it is that one.
         return any(name in event for name in _LAST_RESPONSE) or (event == last and tail.endswith(b"\n\n"))
     return last.endswith(b"[DONE]")
+
+
+def may_end(endpoint: str, tail: bytes) -> bool:
+    """Whether a stream with this ``tail`` may end there: it is over, or has said why it ended, or that it failed."""
+    return is_over(endpoint, tail) or bool(tally(tail).finish_reasons) or b'"error"' in tail

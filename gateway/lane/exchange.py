@@ -476,6 +476,8 @@ class Exchange:
                     return  # a head alone promises nothing yet
                 if connection.status >= 300 and self._go_elsewhere(connection, ended):
                     return
+                if ended:
+                    _check_answer(connection, data)
                 self._win(connection)
             stream = self._stream
             if stream is not None:
@@ -599,10 +601,8 @@ class Exchange:
         """A whole answer, kept until now."""
         if self._kept is not None:
             data = b"".join([*self._kept, data])
-            self._kept = None
+            _check_answer(connection, data)
         status = connection.status
-        if status < 300 and not _is_object(connection, data):
-            raise Fault("garbage", f"it answered with status {status}, but no JSON object")
         if status >= 300 and (replaced := _replacement(connection)) is not None:
             self._drop(connection)
             self._fail(replaced)
@@ -750,14 +750,20 @@ def _lines(connection: Connection) -> bytes:
     return connection.lines
 
 
-def _is_object(connection: Connection, data: bytes) -> bool:
-    """Whether a whole answer looks like what every endpoint answers with: not empty, a page of HTML, or cut short."""
-    if data.startswith(b"{") and data.endswith(b"}"):
-        return True
+def _check_answer(connection: Connection, data: bytes) -> None:
+    """See that a whole answer looks like what all endpoints answer with: it isn't empty, HTML, or cut short.
+
+    Raises:
+        Fault: it doesn't.
+    """
+    if connection.status >= 300 or (data.startswith(b"{") and data.endswith(b"}")):
+        return
     said = data.strip()
-    return (said.startswith(b"{") and said.endswith(b"}")) or any(
-        name == b"content-encoding" for name, _ in connection.headers
-    )
+    if said.startswith(b"{") and said.endswith(b"}"):
+        return
+    if connection.content_type.startswith(b"text/event-stream") or b"content-encoding" in dict(connection.headers):
+        return
+    raise Fault("garbage", f"status {connection.status}, but no JSON object")
 
 
 def _no_answer(fault: Fault, why_not: str = "") -> errors.ApiError:

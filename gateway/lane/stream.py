@@ -56,6 +56,11 @@ class Stream:
             last = self._oldest + self._older + last
         return last[-TAIL:]
 
+    def tail_with(self, data: bytes) -> bytes:
+        """The same with ``data``, which is still to be added."""
+        more = self._partial + data
+        return (more if len(more) >= TAIL else self.tail + more)[-TAIL:]
+
     def add(self, data: bytes, ended: bool) -> None:
         """More of the answer, or (``ended``) the last of it."""
         if self.events:

@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return
-        if self.status and not self.framed:
+        if self.status and not self.framed and error is None:
             receiver.on_data(self, b"", True)  # HTTP/1.0: the end of the connection is the answer's
         else:
             receiver.on_fault(self, Fault("lost", str(error) if error else "the connection was closed"))
@@ -235,6 +235,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if not 100 <= status < 600 or status == 101:
+            raise ValueError(f"status {status}")  # the parser says so in words of its own
         if status < 200:
             self.headers.clear()  # an interim answer, 100 or 103: the real one follows
             return

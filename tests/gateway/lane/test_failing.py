@@ -1,6 +1,7 @@
 """Clients that leave and upstreams that fail, in every way there is."""
 
 import asyncio
+import json
 import socket
 from typing import Any
 
@@ -8,10 +9,11 @@ import openai
 import pytest
 
 from gateway.fleet.upstream.address import parse_url
+from gateway.lane.placer import placing
 from gateway.wire import errors
 from tests.gateway.harness import read_answer, run
 from tests.gateway.lane.harness import Lane, chat, lane, until
-from tests.gateway.lane.upstream import Talk, Upstream, obliging
+from tests.gateway.lane.upstream import Talk, Upstream, obliging, sse
 
 
 async def never(talk: Talk) -> None:
@@ -185,8 +187,11 @@ def test_an_upstream_that_stalls_is_replaced_by_another_in_time() -> None:
         b"\x00\x01\x02 no HTTP\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"x" * 80_000,
+        b"HTTP/1.1 600 X\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 099 X\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 101 X\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
     ],
-    ids=["no HTTP", "no length", "endless head"],
+    ids=["no HTTP", "no length", "endless head", "600", "99", "101"],
 )
 def test_garbage_is_a_bad_gateway(garbage: bytes) -> None:
     async def rubbish(talk: Talk) -> None:
@@ -197,6 +202,58 @@ def test_garbage_is_a_bad_gateway(garbage: bytes) -> None:
         async with Upstream(rubbish) as upstream, lane(upstream) as gateway:
             answer = await gateway.post(chat())
             assert (answer.status, answer.json["error"]["code"]) == (502, "bad_upstream")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b'HTTP/1.0 200 OK\r\n\r\n{"choices": [',
+        b"HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: {",
+    ],
+    ids=["HTML", "empty", "204", "cut short", "stream cut short"],
+)
+def test_what_is_no_answer_comes_from_another(answer: bytes) -> None:
+    async def odd(talk: Talk) -> None:
+        talk.writer.write(answer)
+        await talk.writer.drain()
+        talk.writer.close()
+
+    async def scenario() -> None:
+        async with (
+            Upstream(odd) as one,
+            Upstream() as other,
+            lane(one, other, placing=placing("round-robin")) as gateway,
+        ):
+            answers = [await gateway.post(chat()) for _ in range(4)]
+            assert {found.json["choices"][0]["message"]["content"] for found in answers} == {"one two three"}
+            assert gateway.target(one).counts.failed == len(one.requests) > 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_stream_that_ends_before_it_is_over_is_not_taken_for_whole(framed: bool) -> None:
+    async def short(talk: Talk) -> None:
+        if framed:
+            talk.begin_stream()
+            talk.event("one")
+            talk.writer.write(b"0\r\n\r\n")
+        else:
+            event = sse({"choices": [{"index": 0, "delta": {"content": "one"}, "finish_reason": None}]})
+            talk.writer.write(b"HTTP/1.0 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + event)
+            await talk.writer.drain()
+            talk.writer.close()
+
+    async def scenario() -> None:
+        async with Upstream(short) as upstream, lane(upstream) as gateway:
+            *_, last = (await gateway.post(chat(stream=True))).events
+            assert json.loads(last.removeprefix("error: "))["error"]["code"] == "bad_upstream"
+            assert gateway.targets[0].counts.failed == 1
 
     run(scenario())
 

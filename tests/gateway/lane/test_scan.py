@@ -41,6 +41,7 @@ def test_usage_is_found_whatever_the_model_wrote(text: str) -> None:
         (b'{"choices": [{"finish_reason": "length"}]}', Tally(0, 0, 0, ("length",))),
         (b'{"usage": {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": null}}}', Tally(5, 0, 0)),
         (b'{"usage": {"input_tokens": "5", "prompt_tokens": 5, "completion_tokens": 1.5}}', Tally(5, 0, 1)),
+        (b'{"usage": {"prompt_tokens": -5, "completion_tokens": 1%b}}' % (b"0" * 400), NO_TALLY),
     ],
 )
 def test_what_is_missing_or_odd_counts_nothing(body: bytes, found: Tally) -> None:
