@@ -88,7 +88,8 @@ class Serving:
         self._leads = leads
         self._app: Application | None = None
         to_leader = ToLeader(leader) if leader is not None and not leads else None
-        self._rollouts = context.rollouts = Rollouts(data, leads=leads, to_leader=to_leader)
+        followed = leader is not None and leads
+        self._rollouts = context.rollouts = Rollouts(data, leads=leads, to_leader=to_leader, followed=followed)
         self._together: Followers | ToLeader | None = to_leader
         if leader is not None and leads:
             self._together = Followers(leader, self._rollouts.take, self._rollouts.lose)
@@ -238,8 +239,6 @@ class Serving:
                 plan = make_plan(self._settings)
                 changes = differences(self.plan, plan)
                 if changes:
-                    self._count(plan)
-                    self._record(plan)
                     await self._change(plan)
             except StartError as error:
                 log.error("the configuration stays as it was: %s", error)
@@ -266,6 +265,8 @@ class Serving:
                     # In a thread: there may be a tokenizer to read.
                     fresh[name] = passings[name] = await asyncio.to_thread(self._make_passing, plan, name)
             await self._started(fresh)
+            self._count(plan)
+            self._record(plan)
         except BaseException:
             await self._give_up(fresh.values())
             raise
@@ -314,6 +315,8 @@ class Serving:
         if not (plan.telemetry is None if telemetry is None else telemetry.change(plan.telemetry)):
             raise SettingsError("telemetry: only its sample can be changed by a reload, the rest by a restart")
         if not (wanted is None if recorder is None else recorder.change(wanted)):
+            if telemetry is not None:
+                telemetry.change(self.plan.telemetry)  # as it was
             raise SettingsError("log: where requests are recorded can't be changed by a reload, only by a restart")
 
     def _switch(self, plan: Plan, targets: dict[str, RunningTarget], passings: dict[str, Passing]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from gateway.api.context import Context, ReloadError
 from gateway.serving import Serving
 from gateway.settings import Settings
+from gateway.telemetry.trace import NOTHING
 from tests.gateway.harness import run
 from tests.gateway.lane.harness import until
 from tests.gateway.lane.upstream import Upstream
@@ -55,6 +56,26 @@ def test_what_cannot_be_started_changes_nothing(tmp_path: Path) -> None:
                 assert made.plan is before and context.names() == ["chat"] and context.not_ready is None
             file.write_text(FILE % upstream.url)
             assert await made.reload() == []
+
+    run(scenario())
+
+
+def test_what_is_recorded_changes_with_the_rest_or_not_at_all(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Upstream() as upstream:
+            text = f"{FILE % upstream.url}log: {{path: {tmp_path}/log, content: full}}\ntelemetry: {{sample: 1}}\n"
+            async with serving(tmp_path, text) as (made, context, file):
+                recorder = context.recorder
+                assert recorder is not None and recorder.telemetry is not None
+                for wrong in (
+                    text.replace("]}}", "]}, b: {engine: native}}").replace("full", "none"),
+                    text.replace("/log,", "/elsewhere,").replace("sample: 1", "sample: 0"),
+                ):
+                    file.write_text(wrong)
+                    with pytest.raises(ReloadError):
+                        await made.reload()
+                    assert recorder._mode("chat", "") == "full"
+                    assert recorder.telemetry.traces.join(NOTHING).sampled
 
     run(scenario())
 
