@@ -6,6 +6,7 @@ that the table has, which are not read again. A writer's newest segment is empti
 writer goes on counting, and a number that came twice would be taken for what the table has already.
 """
 
+import datetime
 import fcntl
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import Final, NamedTuple
 import duckdb
 import msgspec
 
-from flywheel.columns import FEEDBACK_COLUMNS, RECORD_COLUMNS, Column, day_of, rows_to_batch
+from flywheel.columns import FEEDBACK_COLUMNS, RECORD_COLUMNS, Column, day_of, possible_batches
 from flywheel.log.folder import Segment, segments, take, writer_folders
 from flywheel.log.frame import START_SIZE, Frames, Kind, NotASegmentError
 from flywheel.log.recovery import recover
@@ -30,7 +31,7 @@ from flywheel.table import Part, Table
 
 log = logging.getLogger(__name__)
 
-_BATCH: Final = 400  # rows of an Arrow batch: the quickest to make, see `rows_to_batch`
+_BATCH: Final = 400  # rows of an Arrow batch: the quickest to make, see `flywheel.columns`
 _CHUNK: Final = 128 << 20  # bytes of segments that one commit takes; there are two at a time in memory
 
 Item = Record | Feedback
@@ -138,17 +139,15 @@ def _recover_if_left(writer: Path) -> None:
 def waiting(folder: Path) -> list[Segment]:
     """Closed segments that are not in the table, in each writer's order. What the table has of others is deleted."""
     found: list[Segment] = []
-    for writer in writer_folders(folder):
-        all_of_it = segments(writer)
-        if not all_of_it:
-            continue
-        done = records_table(folder).done([all_of_it[0].writer])[all_of_it[0].writer]
-        for segment in all_of_it:
+    by_writer = [of_one for writer in writer_folders(folder) if (of_one := segments(writer))]
+    done = records_table(folder).done(of_one[0].writer for of_one in by_writer)
+    for of_one in by_writer:
+        for segment in of_one:
             if not segment.closed:
                 break  # what follows has to wait: the table knows only up to which number it has them
-            if segment.number > done:
+            if segment.number > done[segment.writer]:
                 found.append(segment)
-            elif segment != all_of_it[-1]:
+            elif segment != of_one[-1]:
                 segment.path.unlink(missing_ok=True)
             elif segment.path.stat().st_size > START_SIZE:
                 os.truncate(segment.path, START_SIZE)
@@ -171,40 +170,53 @@ def _chunks(found: Sequence[Segment], chunk_bytes: int) -> Iterator[list[Segment
 class _Rows:
     """Rows on their way into a table, by partition."""
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: tuple[Column, ...]) -> None:
         self._columns = columns
         self._waiting: defaultdict[tuple[int, str], list[Item]] = defaultdict(list)
-        self._parts: dict[tuple[int, str], Part] = {}
+        self._parts: dict[tuple[datetime.date, str], Part] = {}
+        self._wrong = 0
         self.count = 0
 
     def add(self, item: Item) -> None:
         key = (item.received // 86_400_000_000, item.model if isinstance(item, Record) else "")
         rows = self._waiting[key]
         rows.append(item)
-        self.count += 1
         if len(rows) >= _BATCH:
-            self._convert(key)
+            self._convert(key[1], self._waiting.pop(key))
+
+    def flush(self) -> int:
+        """Convert what waits; how many rows, since the last time, have values that no column can have."""
+        for key in list(self._waiting):
+            self._convert(key[1], self._waiting.pop(key))
+        wrong, self._wrong = self._wrong, 0
+        return wrong
 
     def parts(self) -> list[Part]:
-        for key in list(self._waiting):
-            self._convert(key)
         return list(self._parts.values())
 
-    def _convert(self, key: tuple[int, str]) -> None:
-        rows = self._waiting.pop(key)
-        first, last = min(row.received for row in rows), max(row.received for row in rows)
-        batch = rows_to_batch(rows, self._columns)
-        part = self._parts.get(key) or Part(day_of(first), key[1], [], first, last)
-        batches = [*part.batches, batch]
-        self._parts[key] = Part(part.day, part.model, batches, min(part.first, first), max(part.last, last))
+    def _convert(self, model: str, rows: list[Item]) -> None:
+        """Make a batch of rows of one partition; some, and without those that can't be in it, where there are such."""
+        possible = 0
+        for batch, some in possible_batches(rows, self._columns):
+            first, last = min(row.received for row in some), max(row.received for row in some)
+            part = self._parts.get((day_of(first), model)) or Part(day_of(first), model, [], first, last)
+            batches = [*part.batches, batch]
+            self._parts[part.day, model] = Part(part.day, model, batches, min(part.first, first), max(part.last, last))
+            possible += len(some)
+        self.count += possible
+        self._wrong += len(rows) - possible
 
 
 class _Read(NamedTuple):
-    """What is to be written: rows, and up to which number they have each writer's segments."""
+    """What is to be written: rows, and up to which number they have each writer's segments.
+
+    ``news``: the numbers of those whose feedback isn't in its table yet, as it is after an interruption.
+    """
 
     records: _Rows
     feedback: _Rows
     numbers: dict[str, int]
+    news: dict[str, int]
     done: Compacted
 
 
@@ -233,12 +245,16 @@ def _read(folder: Path, chunk: Sequence[Segment], change: Callable[[Item], None]
                     feedback.add(opinion)
             except msgspec.DecodeError:
                 wrong += 1
+        wrong += records.flush() + feedback.flush()
         if wrong:
             unreadable += wrong
             aside = segment.path.with_suffix(".unreadable")
             log.error("%d frames of a segment can't be read; a copy of it is kept: %s", wrong, aside)
             shutil.copyfile(segment.path, aside)
-    return _Read(records, feedback, numbers, Compacted(len(chunk), records.count, feedback.count, size, unreadable))
+    news = {writer: number for writer, number in numbers.items() if number > has_feedback[writer]}
+    return _Read(
+        records, feedback, numbers, news, Compacted(len(chunk), records.count, feedback.count, size, unreadable)
+    )
 
 
 def _frames(segment: Segment) -> Iterator[tuple[int, bytes]]:
@@ -257,6 +273,6 @@ def _frames(segment: Segment) -> Iterator[tuple[int, bytes]]:
 def _write(folder: Path, rows: _Read, database: duckdb.DuckDBPyConnection) -> Compacted:
     """One commit for each table. Feedback goes first: then who has the records has both."""
     if rows.feedback.count:
-        feedback_table(folder).add(rows.feedback.parts(), rows.numbers, database)
+        feedback_table(folder).add(rows.feedback.parts(), rows.news, database)
     records_table(folder).add(rows.records.parts(), rows.numbers, database)
     return rows.done

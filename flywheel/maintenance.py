@@ -4,6 +4,8 @@ import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import duckdb
+
 from flywheel.compaction import Compacted, alone, compact, feedback_table, records_table
 from flywheel.erasure import Retained, forget, open_keys, retain
 
@@ -44,10 +46,10 @@ def maintain(folder: Path, days: int | None = None, size: int | None = None) -> 
 def _merge(folder: Path, today: datetime.date) -> int:
     """Merge what is small in days before ``today``, if there is enough of it."""
     merged = 0
-    with alone(folder):
+    with alone(folder), duckdb.connect() as database:
         for table in (records_table(folder), feedback_table(folder)):
-            partitions = [(file.day, file.model) for file in table.files() if file.day < today]
-            if any(partitions.count(one) >= _MANY for one in set(partitions)):
-                merged += table.merge_small_files(today)
+            some = table.merge_small_files(today, database, _MANY)
+            if some:
                 table.vacuum(_KEEP_VERSIONS)
+            merged += some
     return merged

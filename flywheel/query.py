@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import duckdb
 import msgspec
@@ -16,14 +17,14 @@ from arro3.core import Table as Rows
 from deltalake import DeltaTable
 from duckdb.func import FunctionNullHandling
 
-from flywheel.columns import FEEDBACK_COLUMNS, RECORD_COLUMNS, Column, rows_to_batch, schema
+from flywheel.columns import FEEDBACK_COLUMNS, RECORD_COLUMNS, Column, possible_batches, schema
 from flywheel.compaction import Item, feedback_table, records_table
 from flywheel.conversation import messages
 from flywheel.log.folder import Segment
 from flywheel.log.frame import START_SIZE, Frames, Kind
 from flywheel.log.reading import all_segments, read_segment
 from flywheel.record import Record, decode_feedback, decode_record
-from flywheel.table import Table, literal
+from flywheel.table import Table, folder_name, literal
 
 _BATCH: Final = 400
 _OPINIONS: Final = "score, label, correction, preferred, comment, received AS judged, key AS judged_by"
@@ -84,7 +85,7 @@ def _make_view(
     database: duckdb.DuckDBPyConnection,
     name: str,
     table: Table,
-    columns: Sequence[Column],
+    columns: tuple[Column, ...],
     found: Sequence[tuple[Segment, bytes]],
     kind: int,
 ) -> None:
@@ -98,21 +99,33 @@ def _make_view(
         partitions = opened.metadata().partition_columns
         types = ", ".join(f"{one}: {'DATE' if one == 'day' else 'VARCHAR'}" for one in partitions)
         paths = ", ".join(map(literal, files))
-        empty = " REPLACE (coalesce(model, '') AS model)" if "model" in partitions else ""
+        model = f" REPLACE ({_model(table)} AS model)" if "model" in partitions else ""
         parts.append(
-            f"SELECT *{empty} FROM read_parquet([{paths}], hive_partitioning = true, union_by_name = true, "
+            f"SELECT *{model} FROM read_parquet([{paths}], hive_partitioning = true, union_by_name = true, "
             f"hive_types = {{{types}}})"
         )
     database.execute(f"CREATE VIEW {name} AS {' UNION ALL BY NAME '.join(parts)}")
 
 
+def _model(table: Table) -> str:
+    """A row's model, as SQL: as its folder is called, except of those that can't be called so."""
+    models = {file.model for file in table.files() if file.model}
+    cases = "".join(
+        f" WHEN {literal(name)} THEN {literal(model)}"
+        for model in models
+        if unquote(name := folder_name(model)) != model
+    )
+    return f"CASE model{cases} ELSE coalesce(model, '') END" if cases else "coalesce(model, '')"
+
+
 def _fresh(
-    found: Sequence[tuple[Segment, bytes]], opened: DeltaTable | None, kind: int, columns: Sequence[Column]
+    found: Sequence[tuple[Segment, bytes]], opened: DeltaTable | None, kind: int, columns: tuple[Column, ...]
 ) -> list[RecordBatch]:
     """What the table doesn't have yet, as rows."""
     decode: Callable[[bytes], Item] = decode_record if kind == Kind.RECORD else decode_feedback
     done: dict[str, int] = {}
-    batches, rows = [], []
+    batches: list[RecordBatch] = []
+    rows: list[Item] = []
     for segment, data in found:
         if segment.writer not in done:
             done[segment.writer] = (opened.transaction_version(segment.writer) or 0) if opened is not None else 0
@@ -124,10 +137,9 @@ def _fresh(
             with contextlib.suppress(msgspec.DecodeError):
                 rows.append(decode(frame[1]))
             if len(rows) >= _BATCH:
-                batches.append(rows_to_batch(rows, columns))
+                batches += (batch for batch, _ in possible_batches(rows, columns))
                 rows = []
-    if rows:
-        batches.append(rows_to_batch(rows, columns))
+    batches += (batch for batch, _ in possible_batches(rows, columns))
     return batches
 
 

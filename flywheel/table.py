@@ -10,7 +10,9 @@ Only ``received`` has statistics in the table's log: those of a text would be a 
 import datetime
 import os
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from time import time
 from typing import Any, Final, NamedTuple
@@ -20,8 +22,9 @@ import duckdb
 import msgspec
 from arro3.core import RecordBatch
 from arro3.core import Table as Rows
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties
-from deltalake.exceptions import TableNotFoundError
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from flywheel.columns import PARTITIONS, Column, schema
@@ -31,7 +34,7 @@ _CONFIGURATION: Final = {"delta.dataSkippingStatsColumns": "received", "delta.ch
 _NOWHERE: Final = "__HIVE_DEFAULT_PARTITION__"
 _ROW_GROUP: Final = 20_480
 _TARGET_BYTES: Final = 256 << 20
-_WRITER: Final = WriterProperties(compression="ZSTD", compression_level=1)
+_LONGEST_NAME: Final = 200  # bytes of a partition's folder; file systems take 255
 
 
 class Part(NamedTuple):
@@ -45,9 +48,14 @@ class Part(NamedTuple):
 
 
 class File(NamedTuple):
-    """A file of the table. ``path``: from the table's folder; ``day`` and ``model``: its partition; ``size`` in bytes.
+    """A file of the table.
 
-    ``stats``: what Delta keeps of its statistics, as JSON.
+    Attributes:
+        path: from the table's folder.
+        day: its partition's; ``model`` likewise.
+        size: in bytes.
+        rows: how many it has.
+        first: the range of their ``received``, to ``last``; None where nobody knows.
     """
 
     path: str
@@ -55,7 +63,13 @@ class File(NamedTuple):
     model: str
     size: int
     rows: int
-    stats: str
+    first: datetime.datetime | None
+    last: datetime.datetime | None
+
+    @property
+    def stats(self) -> str:
+        """What Delta keeps of its statistics, as JSON."""
+        return _statistics(self.rows, self.first, self.last)
 
     def values(self, partitions: Iterable[str]) -> dict[str, str | None]:
         """Of the partition, as Delta has them."""
@@ -79,7 +93,7 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[Column], partitions: Sequence[str] = PARTITIONS) -> None:
         self._path = path
-        self._columns = columns
+        self._columns = tuple(columns)
         self._partitions = list(partitions)
 
     def open(self) -> DeltaTable | None:
@@ -104,17 +118,11 @@ class Table:
             OSError, duckdb.IOException: the disk doesn't take it.
         """
         table = self.open() or self._create()
-        actions = [self._write(part, database) for part in parts]
-        table.create_write_transaction(
-            list(actions),
-            "append",
-            table.schema(),
-            self._partitions,
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(writer, number) for writer, number in done.items()]
-            ),
-        )
-        self._sync([self._path / action.path for action in actions])
+        if any((table.transaction_version(writer) or 0) >= number for writer, number in done.items()):
+            raise CommitFailedError(f"{self._path}: another process has added the same segments meanwhile")
+        self._grow(table)
+        transactions = [Transaction(writer, number) for writer, number in done.items()]
+        self._commit(table, [self._write(part, database) for part in parts], transactions)
 
     def files(self) -> list[File]:
         """Those of the newest version."""
@@ -136,31 +144,37 @@ class Table:
         known = {} if table is None else {str(self._path / file.path): file for file in _files(table)}
         if table is None or not known:
             return 0
-        paths = ", ".join(map(literal, known))
-        rows = f"read_parquet([{paths}], filename = true, union_by_name = true, hive_partitioning = false)"
-        affected = database.execute(f"SELECT DISTINCT filename FROM {rows} WHERE {predicate}").fetchall()
+        rows = f"{_rows_of(map(Path, known))} WHERE {predicate}"
+        affected = database.execute(f"SELECT DISTINCT filename FROM {rows}").fetchall()
         blanked = ", ".join(
             f'CASE WHEN {predicate} THEN {value} ELSE "{name}" END AS "{name}"' for name, value in columns.items()
         )
         actions: list[AddAction | RemoveAction] = []
         for (path,) in affected:
-            file = known[path]
-            query = f"SELECT * REPLACE ({blanked}) FROM read_parquet({literal(path)}, hive_partitioning = false)"
-            actions.append(RemoveAction(file.path, True, int(time() * 1000), file.size, file.values(self._partitions)))
-            actions.append(self._copy(query, file.values(self._partitions), file.stats, database))
+            actions += self._rewrite([known[path]], f"* EXCLUDE (filename) REPLACE ({blanked})", database)
         if actions:
-            table.create_write_transaction(actions, "append", table.schema(), self._partitions)
-            self._sync([self._path / action.path for action in actions if isinstance(action, AddAction)])
+            self._commit(table, actions)
         return len(affected)
 
-    def merge_small_files(self, before: datetime.date) -> int:
-        """Make few large files of many small ones in partitions of days before ``before``; how many are gone."""
+    def merge_small_files(self, before: datetime.date, database: duckdb.DuckDBPyConnection, least: int = 2) -> int:
+        """Make few large files of many small ones in partitions of days before ``before``; how many are gone.
+
+        Args:
+            before: what comes later is left as it is.
+            database: the work is done there.
+            least: how many small files a partition has to have.
+        """
         table = self.open()
-        if table is None:
-            return 0
-        filters = [("day", "<", before.isoformat())]
-        found = table.optimize.compact(partition_filters=filters, target_size=_TARGET_BYTES, writer_properties=_WRITER)
-        return int(found["numFilesRemoved"])
+        partitions: defaultdict[tuple[datetime.date, str], list[File]] = defaultdict(list)
+        for file in () if table is None else _files(table):
+            if file.day < before and file.size < _TARGET_BYTES // 2:
+                partitions[file.day, file.model].append(file)
+        merged = 0
+        for files in partitions.values():
+            for some in _together(files) if len(files) >= least else ():
+                self._commit(self.open() or self._create(), self._rewrite(some, "* EXCLUDE (filename)", database))
+                merged += len(some)
+        return merged
 
     def vacuum(self, hours: int = 0) -> int:
         """Remove files that no version of the last ``hours`` has, those of interrupted commits too; how many."""
@@ -174,27 +188,65 @@ class Table:
             str(self._path), schema(self._columns), partition_by=self._partitions, configuration=_CONFIGURATION
         )
 
+    def _grow(self, table: DeltaTable) -> None:
+        """Tell a table that an older version has made of the columns that there are by now."""
+        known = {field.name for field in table.schema().fields}
+        new = [field for field in DeltaSchema.from_arrow(schema(self._columns)).fields if field.name not in known]
+        if new:
+            table.alter.add_columns(new)
+
+    def _commit(
+        self,
+        table: DeltaTable,
+        actions: Sequence[AddAction | RemoveAction],
+        transactions: list[Transaction] | None = None,
+    ) -> None:
+        """Have the disk keep new files, then make a version of them, and have it keep that as well.
+
+        In this order: who finds the version after a power failure finds the files, too.
+        """
+        paths = [self._path / action.path for action in actions if isinstance(action, AddAction)]
+        _sync(paths)
+        table.create_write_transaction(
+            list(actions),
+            "append",
+            table.schema(),
+            self._partitions,
+            commit_properties=CommitProperties(app_transactions=transactions),
+        )
+        _sync([max((self._path / "_delta_log").glob("*.json"))])
+
     def _write(self, part: Part, database: duckdb.DuckDBPyConnection) -> AddAction:
         """Write one file."""
         values = partition_values(part.day, part.model, self._partitions)
-        statistics = {
-            "numRecords": sum(batch.num_rows for batch in part.batches),
-            "minValues": {"received": _time(part.first)},
-            "maxValues": {"received": _time(part.last)},
-            "nullCount": {"received": 0},
-        }
+        statistics = _statistics(sum(batch.num_rows for batch in part.batches), _time(part.first), _time(part.last))
         database.register("rows_to_write", Rows.from_batches(part.batches))
         try:
             query = f"SELECT * EXCLUDE ({', '.join(self._partitions)}) FROM rows_to_write"
-            return self._copy(query, values, msgspec.json.encode(statistics).decode(), database)
+            return self._copy(query, values, statistics, database)
         finally:
             database.unregister("rows_to_write")
+
+    def _rewrite(
+        self, files: Sequence[File], columns: str, database: duckdb.DuckDBPyConnection
+    ) -> list[AddAction | RemoveAction]:
+        """Write ``columns`` of some files of one partition to a new one, which takes their place."""
+        values = files[0].values(self._partitions)
+        statistics = _statistics(
+            sum(file.rows for file in files),
+            min((file.first for file in files if file.first is not None), default=None),
+            max((file.last for file in files if file.last is not None), default=None),
+        )
+        query = f"SELECT {columns} FROM {_rows_of(self._path / file.path for file in files)}"
+        now = int(time() * 1000)
+        removed = [RemoveAction(file.path, True, now, file.size, values) for file in files]
+        return [self._copy(query, values, statistics, database), *removed]
 
     def _copy(
         self, query: str, values: Mapping[str, str | None], statistics: str, database: duckdb.DuckDBPyConnection
     ) -> AddAction:
         """Write what ``query`` gives to a new file of the partition that has ``values``."""
-        folder = "/".join(f"{name}={_NOWHERE if v is None else quote(v, safe='')}" for name, v in values.items())
+        folder = "/".join(f"{name}={folder_name(value)}" for name, value in values.items())
         name = f"{folder}/part-{uuid.uuid4()}.zstd.parquet"
         path = self._path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,14 +256,37 @@ class Table:
         )
         return AddAction(name, path.stat().st_size, values, int(time() * 1000), True, statistics)
 
-    def _sync(self, paths: Sequence[Path]) -> None:
-        """Have the disk keep ``paths`` and the commit that names them: the log lets go of the same rows afterwards."""
-        log = self._path / "_delta_log"
-        for path in (*paths, max(log.glob("*.json"))):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        for folder in {log, *(path.parent for path in paths), *(path.parent.parent for path in paths), self._path}:
-            sync_folder(folder)
+
+def folder_name(value: str | None) -> str:
+    """What the folder of a partition is called, behind ``=``: the value, or a hash where it can't have its name."""
+    if value is None:
+        return _NOWHERE
+    name = quote(value, safe="")
+    if len(name) > _LONGEST_NAME or value == _NOWHERE:
+        return f"~{blake2b(value.encode(), digest_size=16).hexdigest()}"
+    return name
+
+
+def _sync(paths: Sequence[Path]) -> None:
+    """Have the disk keep ``paths``, and the names of them and of their folders."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for folder in {folder for path in paths for folder in list(path.parents)[:3]}:
+        sync_folder(folder)
+
+
+def _together(files: Sequence[File]) -> Iterator[list[File]]:
+    """Files that are to become one each: neighbours in time, up to `_TARGET_BYTES` of them."""
+    some: list[File] = []
+    for file in sorted(files, key=lambda file: (str(file.first), file.path)):
+        if sum(one.size for one in some) + file.size > _TARGET_BYTES:
+            if len(some) > 1:
+                yield some
+            some = []
+        some.append(file)
+    if len(some) > 1:
+        yield some
 
 
 def literal(text: str) -> str:
@@ -219,39 +294,38 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _time(microseconds: int) -> str:
-    found = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=microseconds)
-    return found.isoformat(timespec="microseconds") + "Z"
+def _rows_of(paths: Iterable[Path]) -> str:
+    """The rows of some files, as SQL; ``filename`` says where each is from."""
+    files = ", ".join(literal(str(path)) for path in paths)
+    return f"read_parquet([{files}], filename = true, union_by_name = true, hive_partitioning = false)"
 
 
-def _files(table: DeltaTable) -> Iterator[File]:
-    columns: dict[str, Any] = {
-        name: table_column.to_pylist()
-        for name, table_column in _named_columns(Rows.from_arrow(table.get_add_actions(flatten=True)))
-    }
-    paths = columns["path"]
-    models = columns.get("partition.model") or [None] * len(paths)
-    for place, path in enumerate(paths):
-        yield File(
-            unquote(path),
-            columns["partition.day"][place],
-            models[place] or "",
-            columns["size_bytes"][place],
-            columns["num_records"][place] or 0,
-            _statistics(columns, place),
-        )
+def _time(microseconds: int) -> datetime.datetime:
+    return datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=microseconds)
 
 
-def _statistics(columns: Mapping[str, Any], place: int) -> str:
-    """A file's statistics, as they were."""
-    found: dict[str, Any] = {"numRecords": columns["num_records"][place]}
-    for name, end in (("minValues", "min.received"), ("maxValues", "max.received")):
-        value = columns.get(end, [None] * (place + 1))[place]
+def _statistics(rows: int, first: datetime.datetime | None, last: datetime.datetime | None) -> str:
+    """What Delta knows of a file, as JSON."""
+    found: dict[str, Any] = {"numRecords": rows, "nullCount": {"received": 0}}
+    for name, value in (("minValues", first), ("maxValues", last)):
         if value is not None:
-            found[name] = {"received": value.astimezone(datetime.UTC).replace(tzinfo=None).isoformat() + "Z"}
+            text = value.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+            found[name] = {"received": f"{text}Z"}
     return msgspec.json.encode(found).decode()
 
 
-def _named_columns(rows: Rows) -> Iterator[tuple[str, Any]]:
-    for name in rows.column_names:
-        yield name, rows.column(name)
+def _files(table: DeltaTable) -> Iterator[File]:
+    found = Rows.from_arrow(table.get_add_actions(flatten=True))
+    columns: dict[str, Any] = {name: found.column(name).to_pylist() for name in found.column_names}
+    nothing = [None] * found.num_rows
+    for path, day, model, size, rows, first, last in zip(
+        columns["path"],
+        columns["partition.day"],
+        columns.get("partition.model", nothing),
+        columns["size_bytes"],
+        columns["num_records"],
+        columns.get("min.received", nothing),
+        columns.get("max.received", nothing),
+        strict=True,
+    ):
+        yield File(unquote(path), day, model or "", size, rows or 0, first, last)
