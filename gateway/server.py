@@ -184,7 +184,14 @@ class GatewayServer:
         self._display = display()
         data = data_folder(settings)
         self._serving = serving = Serving(
-            settings, self._context, directory, command_of, self._display.show, data, leads=keeps_data
+            settings,
+            self._context,
+            directory,
+            command_of,
+            self._display.show,
+            data,
+            leads=keeps_data,
+            leader=owner.with_name("leader.sock") if owner is not None else None,
         )
         app = App(self._context)
         serving.answer_with(app)

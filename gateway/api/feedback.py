@@ -20,7 +20,7 @@ async def give_feedback(context: Context, exchange: Exchange) -> None:
     said = await decode(context, exchange, feedback.decoder)
     said.check()
     rollouts = context.rollouts
-    counted = said.score is not None and rollouts is not None and rollouts.feedback(said.request_id, said.score)
+    counted = said.score is not None and rollouts is not None and await rollouts.rate(said.request_id, said.score)
     recorded = await _record(context, exchange, said)
     if not recorded and not counted:
         raise errors.unavailable("Feedback can't be taken: this server keeps no request log, or can't write it now.")

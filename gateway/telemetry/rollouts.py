@@ -18,6 +18,10 @@ class Rollouts(Protocol):
     failures: int
     """How often they could not be saved."""
 
+    @property
+    def untold(self) -> int:
+        """How many requests the process that leads could not be told of."""
+
     def shown(self) -> Iterable[RolloutShown]:
         """How they all stand."""
 
@@ -49,7 +53,9 @@ class RolloutMetrics(Collector):
                 evidence.add_metric([one.model, guard.name, "harmless"], guard.harmless / guard.harmless_limit)
         unsaved = self._counter("penstock_rollout_unsaved_total")
         unsaved.add_metric([], self._rollouts.failures if self._rollouts is not None else 0)
-        yield from (weight, status, evidence, requests, unsaved)
+        untold = self._counter("penstock_rollout_untold_requests_total")
+        untold.add_metric([], self._rollouts.untold if self._rollouts is not None else 0)
+        yield from (weight, status, evidence, requests, unsaved, untold)
 
     def _gauge(self, name: str) -> GaugeMetricFamily:
         return GaugeMetricFamily(name, self._table[name].help, labels=self._table[name].labels)

@@ -49,14 +49,19 @@ class Compared(NamedTuple):
     canary: list[Outcome]
 
 
+Uid = int | tuple[int, int]
+"""Which request: of this process, or of the process that the first number stands for."""
+
+
 class _Member:
-    __slots__ = ("came", "canary", "first", "outcome")
+    __slots__ = ("came", "canary", "first", "lost", "outcome")
 
     def __init__(self, canary: bool, came: float) -> None:
         self.canary = canary
         self.came = came
         self.first: float | None = None
         self.outcome: Outcome | None = None
+        self.lost = False  # it never will have one
 
 
 class Blocks:
@@ -71,11 +76,11 @@ class Blocks:
         self._open: list[_Member] = []
         self._closed: deque[list[_Member]] = deque()
         self._compared: deque[list[_Member]] = deque(maxlen=_WAITING)
-        self._members: dict[int, _Member] = {}
+        self._members: dict[Uid, _Member] = {}
         self._ratable: dict[str, _Member] = {}
         self._seen: OrderedDict[int, float] = OrderedDict()  # who counted last, last
 
-    def came(self, uid: int, canary: bool, unit: str, now: float) -> None:
+    def came(self, uid: Uid, canary: bool, unit: str, now: float) -> None:
         """A request came and was given its arm. ``unit``: what the arm sticks to; "" for each request by itself."""
         if unit and not self._counts(unit, now):
             return
@@ -90,13 +95,13 @@ class Blocks:
         elif len(block) == LARGEST:
             self._open = []
 
-    def began(self, uid: int, ttft: float) -> None:
+    def began(self, uid: Uid, ttft: float) -> None:
         """The first of a request's answer is there; to know it helps where the rest takes longer than we wait."""
         member = self._members.get(uid)
         if member is not None:
             member.first = ttft
 
-    def ended(self, uid: int, outcome: Outcome, name: str = "") -> None:
+    def ended(self, uid: Uid, outcome: Outcome, name: str = "") -> None:
         """Everything is known of a request but what comes late, for which ``name`` is remembered.
 
         A request that is unknown, because it doesn't count, is ignored.
@@ -110,6 +115,11 @@ class Blocks:
             if len(self._ratable) > _RATED:
                 del self._ratable[next(iter(self._ratable))]
 
+    def lose(self, process: int) -> None:
+        """Nothing more will be known of this process' requests under way: their blocks are dropped, all of each."""
+        for uid in [uid for uid in self._members if isinstance(uid, tuple) and uid[0] == process]:
+            self._members.pop(uid).lost = True
+
     def add(self, name: str, measure: str, value: float) -> bool:
         """Add what came late to the request called ``name``; False where that is none that still counts."""
         member = self._ratable.get(name)
@@ -122,6 +132,8 @@ class Blocks:
         """The blocks that are complete by now, each once, in the order in which they were closed."""
         waiting: deque[list[_Member]] = deque()
         for block in self._closed:
+            if any(one.lost for one in block):
+                continue
             if all(one.outcome is not None for one in block) or now - block[-1].came > _PATIENCE:
                 if self._late:
                     self._compared.append(block)

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from gateway.traffic.rollout.blocks import Blocks, Outcome
+from gateway.traffic.rollout.blocks import Blocks, Outcome, Uid
 from gateway.traffic.rollout.guard import FEEDBACK, LATE, Guard, GuardState, make_guard
 
 Status = Literal["running", "promoted", "rolled_back"]
@@ -133,18 +133,27 @@ class Rollout:
         """The evidence that a guard's canary is harmless that each needs to go on."""
         return 1 / self.config.promote_alpha
 
-    def came(self, uid: int, canary: bool, unit: str, now: float) -> None:
+    def came(self, uid: Uid, canary: bool, unit: str, now: float) -> None:
         """A request was given its arm, by nothing but chance. ``unit``: what the arm sticks to, "" for the request."""
         if self._state.status == "running":
             self._blocks.came(uid, canary, unit, now)
 
-    def began(self, uid: int, ttft: float) -> None:
+    def began(self, uid: Uid, ttft: float) -> None:
         """The first of a request's answer was there after ``ttft`` seconds."""
         self._blocks.began(uid, ttft)
 
-    def ended(self, uid: int, outcome: Outcome, name: str = "") -> None:
+    def ended(self, uid: Uid, outcome: Outcome, name: str = "") -> None:
         """All is known of a request but, for guards of it, what users say later of the request called ``name``."""
         self._blocks.ended(uid, outcome, name)
+
+    def lose(self, process: int) -> None:
+        """Nothing more will be known of what another process, ``process``, has told of."""
+        self._blocks.lose(process)
+
+    @property
+    def takes_feedback(self) -> bool:
+        """Whether `rate` makes a difference."""
+        return bool(self._late)
 
     def rate(self, name: str, score: float) -> bool:
         """What a user says of a request, the higher the better; False where that doesn't count."""

@@ -4,7 +4,8 @@ Requests are reported as they come and as they end, which costs microseconds. Al
 `LOOK_EVERY` seconds. What they know is written to the data folder, a file a model, at once when a weight changes and
 every few seconds else; of a restart remain unknown only those requests that had not been compared.
 
-Of several gateway processes one leads: its requests are the evidence. The others read its files, and follow.
+Of several gateway processes one leads. The others read its files, and follow; what they see they tell it, so that all
+requests are evidence (`gateway.traffic.rollout.reports`).
 """
 
 import asyncio
@@ -13,12 +14,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from gateway.batches.folder import outlast
 from gateway.traffic.ending import Ending
+from gateway.traffic.leader import EVERY, Report, ToLeader
 from gateway.traffic.rollout.outcome import READ_ANSWERS, outcome_of
+from gateway.traffic.rollout.reports import Began, Came, Ended, Reporting, short
 from gateway.traffic.rollout.rollout import Rollout, RolloutPlan
 from gateway.traffic.rollout.saved import Saved, SavedRollouts, encode
 from gateway.wire.rollouts import ChangeShown, GuardShown, RolloutShown
@@ -26,6 +32,7 @@ from gateway.wire.rollouts import ChangeShown, GuardShown, RolloutShown
 LOOK_EVERY: Final = 0.25
 _SAVE_EVERY: Final = 2.0
 _HISTORY: Final = 50
+_TOLD_WITHIN: Final = 5  # times `EVERY`, another process has told of a request, unless it is very busy
 _FAULT: Final = "rolled back: what was seen of it can't be weighed, by a fault that is in the log"
 
 log = logging.getLogger(__name__)
@@ -48,6 +55,12 @@ class _Entry:
         self.history = deque(history, maxlen=_HISTORY)
         self.unsaved = True
         self.read: tuple[int, ...] | None = None
+        self._named = blake2b(msgspec.msgpack.encode(plan), digest_size=8).hexdigest()
+
+    @property
+    def drawn(self) -> str:
+        """For which rollout, and with which weight, arms are drawn now."""
+        return f"{self._named} {self.rollout.weight:g}"
 
     def save(self) -> Saved:
         """What the file is to hold."""
@@ -66,14 +79,29 @@ class Rollouts:
         folder: the data folder, in which ``rollouts`` is made; None: a restart begins all rollouts anew.
         clock: seconds since the epoch.
         leads: False for one of several processes that goes by what another one finds out.
+        to_leader: the way to that one, for one that doesn't.
+        followed: there are others that this one leads.
 
     Attributes:
         on_change: called with a model's name when its weight or status has changed, but not by `change`.
         failures: how often something could not be written.
     """
 
-    def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time, *, leads: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        clock: Callable[[], float] = time.time,
+        *,
+        leads: bool = True,
+        to_leader: ToLeader | None = None,
+        followed: bool = False,
+    ) -> None:
         self._leads = leads
+        self._reporting: Reporting | None = None
+        if to_leader is not None:
+            self._reporting = Reporting(to_leader.tell)
+            to_leader.on_loss.append(self._reporting.lose)
+        self._followed = followed
         self.on_change: Callable[[str], None] = lambda model: None
         self.failures = 0
         self._saved = SavedRollouts(folder / "rollouts") if folder is not None else None
@@ -115,27 +143,78 @@ class Rollouts:
             unit: what the arm sticks to; "" where that is the request itself.
         """
         entry = self._entries.get(model)
-        if entry is not None and self._leads:
-            entry.rollout.came(uid, canary, unit, self._clock())
+        if entry is None:
+            return
+        if self._leads:
+            entry.rollout.came(uid, canary, short(unit), self._clock())
+        elif self._reporting is not None and entry.rollout.status == "running":
+            self._reporting.came(uid, model, entry.drawn, canary, short(unit))
 
     def began(self, model: str, uid: int, ttft: float) -> None:
         """A stream's first token was there after ``ttft`` seconds. Need not be told, but of answers that take minutes.
 
         Without it, a request that has not ended after two minutes counts as one without a first token.
         """
-        entry = self._entries.get(model)
-        if entry is not None:
+        if self._reporting is not None:
+            self._reporting.began(uid, model, ttft)
+        elif (entry := self._entries.get(model)) is not None:
             entry.rollout.began(uid, ttft)
 
     def ended(self, model: str, uid: int, ending: Ending, request: str = "") -> None:
         """A request is over. ``request``: its id, by which `feedback` may come; "" where none will."""
+        if self._reporting is not None:
+            self._reporting.ended(uid, model, outcome_of(ending), request if self._takes_feedback(model) else "")
+            return
         entry = self._entries.get(model)
         if entry is not None and self._leads and entry.rollout.status == "running":
             entry.rollout.ended(uid, outcome_of(ending), request)
 
+    def _takes_feedback(self, model: str) -> bool:
+        entry = self._entries.get(model)
+        return entry is not None and entry.rollout.takes_feedback
+
     def feedback(self, request: str, score: float) -> bool:
         """What a user says of a request, the higher the better; False where it counts for no rollout (any more)."""
         return any(entry.rollout.rate(request, score) for entry in self._entries.values())
+
+    async def rate(self, request: str, score: float) -> bool:
+        """`feedback`, which may be quicker than another process that has yet to tell of the request."""
+        if self.feedback(request, score):
+            return True
+        if not self._followed or not any(map(self._takes_feedback, self._entries)):
+            return False
+        for _ in range(_TOLD_WITHIN):
+            await asyncio.sleep(EVERY)
+            if self.feedback(request, score):
+                return True
+        return False
+
+    # What other processes report
+
+    @property
+    def untold(self) -> int:
+        """Requests that count for no rollout, because the process that leads could not be told of them."""
+        return self._reporting.untold if self._reporting is not None else 0
+
+    def take(self, process: int, report: Report) -> None:
+        """What another process, which is called ``process``, has seen."""
+        entry = self._entries.get(report.model)
+        if entry is None:
+            return
+        uid = process, report.uid
+        match report:
+            case Came():
+                if report.drawn == entry.drawn:
+                    entry.rollout.came(uid, report.canary, report.unit, self._clock())
+            case Began():
+                entry.rollout.began(uid, report.ttft)
+            case Ended():
+                entry.rollout.ended(uid, report.outcome, report.name)
+
+    def lose(self, process: int) -> None:
+        """Nothing more will come from another process; another number is given to what comes later."""
+        for entry in self._entries.values():
+            entry.rollout.lose(process)
 
     # What time does
 

@@ -18,6 +18,7 @@ class Some:
     """Rollouts that stand as they are told."""
 
     failures = 3
+    untold = 4
 
     def __init__(self, rollouts: list[RolloutShown]) -> None:
         self._rollouts = rollouts
@@ -28,7 +29,8 @@ class Some:
 
 def test_without_rollouts_nothing_is_shown() -> None:
     found = samples(Metrics())
-    assert [name for name, _ in found if name.startswith("penstock_rollout")] == ["penstock_rollout_unsaved_total"]
+    shown = [name for name, _ in found if name.startswith("penstock_rollout")]
+    assert shown == ["penstock_rollout_unsaved_total", "penstock_rollout_untold_requests_total"]
 
 
 @pytest.mark.parametrize(("status", "number"), [("running", 0), ("held", 0), ("promoted", 1), ("rolled_back", 2)])
@@ -43,3 +45,4 @@ def test_how_a_rollout_stands(status: Status, number: int) -> None:
     assert found["penstock_rollout_compared_requests_total", (("arm", "canary"), CHAT)] == 60
     assert found["penstock_rollout_compared_requests_total", (("arm", "control"), CHAT)] == 900
     assert found["penstock_rollout_unsaved_total", ()] == 3
+    assert found["penstock_rollout_untold_requests_total", ()] == 4
