@@ -183,7 +183,7 @@ class Context:
             return Seat(self, 0)
         if self.queued >= self.max_queue:
             self.metrics.refused.inc()
-            raise errors.overloaded(model.fleet.backlog)
+            raise errors.queue_full(model.fleet.backlog)
         return Seat(self, count)
 
     def interrupt_all(self, make_reason: Callable[[], errors.ApiError]) -> None:

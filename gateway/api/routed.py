@@ -114,7 +114,7 @@ class _Answering:
             outcome = exchange.outcome or ("ok" if status < 400 else outcome_of(status))
         except errors.ApiError as error:
             status, outcome = error.status, outcome_of(error.status)
-            if self._watched is not None and is_turned_away(error.code):
+            if self._watched is not None and is_turned_away(error):
                 self._watched.turned_away(status)
                 self._watched = None
             raise
@@ -171,7 +171,7 @@ class _Answering:
                 return
             except errors.ApiError as error:
                 cause = cause_of(error.status, error.code)
-                following = self._following(place, cause)
+                following = None if is_turned_away(error) else self._following(place, cause)
                 if following is None:
                     raise
                 self._context.metrics.fell_back(self._route.name, way.variant, cause or "")

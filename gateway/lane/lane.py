@@ -101,7 +101,7 @@ class Lane:
         context = self.context
         if context.queued >= context.max_queue:
             context.metrics.refused.inc()
-            raise errors.overloaded(1.0)
+            raise errors.queue_full(1.0)
 
     def arrived(self) -> None:
         """A request came that is to be sent to a target."""

@@ -37,9 +37,9 @@ def cause_of(status: int, code: str | None = None) -> Cause | None:
     return _BY_STATUS.get(status, "error" if status >= 500 else None)
 
 
-def is_turned_away(code: str | None) -> bool:
-    """Whether this is said to a client because one of its key's limits is reached: no variant had to do with it."""
-    return code in _LIMITS
+def is_turned_away(error: errors.ApiError) -> bool:
+    """Whether no variant had to do with it: a limit of the client's key is reached, or too many wait here already."""
+    return error.code in _LIMITS or isinstance(error, errors.QueueFull)
 
 
 def failed_code(status: int, body: bytes) -> str | None:

@@ -128,7 +128,7 @@ class Watched:
             self._collector.add(data)
 
     def turned_away(self, status: int) -> None:
-        """It is over before any variant had to do with it: one of its key's limits is reached. To be called once."""
+        """It is over before any variant had to do with it (`is_turned_away`). To be called once."""
         self.ended(status, "invalid")
 
     def ended(self, status: int, outcome: Outcome) -> None:

@@ -238,10 +238,21 @@ def method_not_allowed(method: str, path: str, allowed: Iterable[str]) -> ApiErr
     return ApiError(405, message, code="method_not_allowed", headers={"allow": allow})
 
 
-def overloaded(retry_after: float, message: str = "The server's queue is full.") -> ApiError:
+class QueueFull(ApiError):
+    """429: so many wait here already that the request goes nowhere, whoever was to answer it."""
+
+
+def queue_full(retry_after: float) -> ApiError:
+    """429: too many wait in this gateway; see `overloaded`, which says the same to clients."""
+    return overloaded(retry_after, made=QueueFull)
+
+
+def overloaded(
+    retry_after: float, message: str = "The server's queue is full.", *, made: type[ApiError] = ApiError
+) -> ApiError:
     """429: try again in ``retry_after`` seconds (rounded up to whole ones, at least 1, as HTTP wants it)."""
     seconds = max(1, math.ceil(retry_after)) if math.isfinite(retry_after) else 60
-    return ApiError(
+    return made(
         429,
         f"{message} Try again in {seconds} s.",
         type="rate_limit_error",

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | ok | no | all that are known |
 | failed, or refused because the variant is overloaded | yes | of a stream, how it went until then |
+| refused before it went to any variant: a limit of its key, a full queue | not known | none |
 | the client left | no | of a stream, how it went until then; before anything had come: the time that it waited |
 | the request was invalid | not known | none |
 

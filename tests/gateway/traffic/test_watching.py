@@ -75,6 +75,26 @@ def test_a_canary_that_is_as_good_takes_over(tmp_path: Path, model_folder: Path)
     run(scenario(), 40)
 
 
+@pytest.mark.parametrize("here", WAYS)
+def test_a_full_queue_is_no_evidence_against_anybody(here: int | None, tmp_path: Path, model_folder: Path) -> None:
+    async def scenario() -> None:
+        models = (ROLLOUT % "error_rate, bad_outcome_rate").replace("rollout:", "fallback: [a, b], rollout:")
+        async with (
+            targets(tmp_path, model_folder, words("A"), words("B"), here=here) as (section, _),
+            configured(tmp_path, models + section, max_queue=0) as gateway,
+        ):
+            for _ in range(60):
+                answer = await gateway.post(chat())
+                assert (answer.status, answer.json["error"]["code"]) == (429, "overloaded")
+            await until(lambda: rollout_of(gateway).canaries > 10)
+            for guard in rollout_of(gateway).guards:
+                assert "0.0% of 0 requests, the control's 0.0% of 0" in guard.says
+            page = (await gateway.get("/metrics")).body.decode()
+            assert "penstock_fallbacks_total{" not in page
+
+    run(scenario())
+
+
 def test_testers_and_fallbacks_are_no_evidence(tmp_path: Path, model_folder: Path) -> None:
     async def scenario() -> None:
         models = (ROLLOUT % "error_rate").replace("rollout:", "fallback: [a, b], rollout:").replace("0.2s", "60s")
