@@ -27,7 +27,7 @@ import uvloop
 
 from bench.machine import Machine, describe, version_of
 from bench.publish import publish
-from gateway.lane.scan import tally_whole
+from gateway.lane.scan import skim, tally_whole
 from gateway.record.delivery import Delivery
 from gateway.record.recorder import Recorder, RecordPlan
 from gateway.record.recording import Recording
@@ -53,6 +53,7 @@ _ANSWER: Final = msgspec.json.encode(
 )
 
 
+_READ: Final = skim(_BODY)
 _SAID: Final = tally_whole(_ANSWER)
 
 
@@ -133,20 +134,20 @@ def collector() -> Iterator[str]:
         process.join()
 
 
-def request(recorder: Recorder, number: int, loop: asyncio.AbstractEventLoop) -> None:
+def request(recorder: Recorder, number: int) -> None:
     """What the lane does for the record of one request, from its last byte to its answer's."""
     recording = Recording(recorder, f"req-{number:016x}", "/v1/chat/completions", NOTHING)
-    delivery = Delivery(_Client(), loop) if recorder.log is not None else None
+    delivery = Delivery(_Client()) if recorder.log is not None else None
     if recorder.telemetry is not None:
         recording.trace.lines  # noqa: B018  # what the upstream is sent
-    recording.asked(_BODY, "team")
+    recording.asked(_BODY, "team", _READ)
     recording.begin("m")
     recording.placed("a", "http://10.0.0.5:8000")
     recording.arrived(_ANSWER)
     recording.told(_SAID)
     if delivery is not None:
-        delivery.write(_ANSWER)
         delivery.hold()
+        delivery.write(_ANSWER)
     recording.end(200, "ok", b"default", delivery.release if delivery is not None else None)
     if delivery is not None:
         delivery.done(False)
@@ -159,11 +160,10 @@ async def turn(side: Side, url: str, folder: Path, requests: int) -> tuple[float
     telemetry = Telemetry(TelemetryPlan(url=url, share=side.share), metrics) if side.share is not None else None
     recorder = Recorder(RecordPlan(path=str(folder)) if side.logs else None, telemetry)
     recorder.start()
-    loop = asyncio.get_running_loop()
     await asyncio.sleep(0.05)
     begun = time.process_time()
     for number in range(requests):
-        request(recorder, number, loop)
+        request(recorder, number)
         if number % _TOGETHER == 0:
             await asyncio.sleep(0)
             while telemetry is not None and telemetry.waiting > 10 * _BATCH:

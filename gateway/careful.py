@@ -16,8 +16,13 @@ class Careful:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
         if kind is None or not issubclass(kind, Exception):
             return False
-        log.error("a fault of ours, which no request has noticed", exc_info=error)
+        log_fault(error)
         return True
 
 
 careful: Final = Careful()
+
+
+def log_fault(error: BaseException | None = None) -> None:
+    """The same for where that is too long: log ``error``, or the exception at hand."""
+    log.error("a fault of ours, which no request has noticed", exc_info=error or True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.fleet.upstream.connection import Connection, Fault
 from gateway.fleet.upstream.target import Target
 from gateway.lane.answer_so_far import AnswerSoFar
-from gateway.lane.stream import ENDS, Seen, Stream, Writer
+from gateway.lane.stream import ENDS, Ending, Seen, Stream, Writer
 
 if TYPE_CHECKING:
     from gateway.lane.exchange import Exchange
@@ -28,8 +28,17 @@ class Remembering(Stream):
 
     __slots__ = ("so_far",)
 
-    def __init__(self, writer: Writer, head: bytes, so_far: AnswerSoFar, *, chunked: bool, seen: Seen | None) -> None:
-        super().__init__(writer, head, events=True, chunked=chunked, seen=seen)
+    def __init__(
+        self,
+        writer: Writer,
+        head: bytes,
+        so_far: AnswerSoFar,
+        *,
+        chunked: bool,
+        seen: Seen | None,
+        ending: Ending | None,
+    ) -> None:
+        super().__init__(writer, head, events=True, chunked=chunked, seen=seen, ending=ending)
         self.so_far = so_far
 
     def add(self, data: bytes, ended: bool) -> None:

@@ -213,7 +213,7 @@ class Exchange:
             recorder, self.request_id.decode(), self.endpoint, self.head.carried, self.head.session
         )
         if recorder.log is not None:
-            self._client = self._delivery = Delivery(self._client, self._lanes.loop)
+            self._client = self._delivery = Delivery(self._client)
         if recorder.telemetry is not None:
             self._trace = recording.trace.lines
 
@@ -252,7 +252,7 @@ class Exchange:
         skimmed = self._skimmed = self._skimmed or skim(self.body)
         self.model = model = skimmed.model
         if self._recording is not None:
-            self._recording.asked(self.body, key.id)
+            self._recording.asked(self.body, key.id, skimmed)
         key.allow(model)
         ready = self._find_lane(key)
         if not self.background:
@@ -577,11 +577,17 @@ class Exchange:
         head = heads.beginning(
             _lines(connection), self.request_id, self.variant, chunked=chunked, keep_alive=self._keep_alive
         )
+        ending = self._delivery.hold if self._delivery is not None else None
         so_far, continues = self._so_far, connection.target.continues
         if so_far is not None and events and connection.status == 200 and so_far.follows(continues):
             so_far.begin(continues)
-            return Remembering(self._client, head, so_far, chunked=chunked, seen=self._seen())
-        return Stream(self._client, head, events=events, chunked=chunked, seen=self._seen())
+            return Remembering(self._client, head, so_far, chunked=chunked, seen=self._seen(), ending=ending)
+        return Stream(self._client, head, events=events, chunked=chunked, seen=self._seen(), ending=ending)
+
+    def _hold(self) -> None:
+        """What is written next is the last of the answer: it waits for the record."""
+        if self._delivery is not None:
+            self._delivery.hold()
 
     def _seen(self) -> Seen | None:
         """Who is told of what the client gets to read, if anybody is."""
@@ -611,6 +617,7 @@ class Exchange:
             self._recording.refused(data)
         elif (seen := self._seen()) is not None:
             seen(data)
+        self._hold()
         self._client.write(heads.answer(_lines(connection), self.request_id, self.variant, data, self._keep_alive))
         self._finish(connection, tally_whole(data) if status == 200 else NO_TALLY)
 
@@ -725,6 +732,7 @@ class Exchange:
         if error.headers.get("connection") == "close":
             self._keep_alive = False
         body = endpoints.fault_body(self.endpoint, error, self.request_id)
+        self._hold()
         self._client.write(heads.error(error, self.request_id, self.variant, self._keep_alive, body))
         self._end(error.status, outcome_of(error.status))
         self._client.done(not self._keep_alive)
@@ -736,9 +744,8 @@ class Exchange:
         if self._meter is not None:
             self._meter.settle(outcome, status, sent=bool(self._tried))
         if self._recording is not None:
+            self._hold()
             delivery = self._delivery
-            if delivery is not None:
-                delivery.hold()
             self._recording.end(status, outcome, self.variant, delivery.release if delivery is not None else None)
         self._lanes.ended(self, status, outcome, perf_counter() - self._received)
 

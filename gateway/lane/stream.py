@@ -12,6 +12,8 @@ ENDS: Final = (b"\n\n", b"\r\n\r\n")
 
 Seen = Callable[[bytes], None]
 """Told of what a client gets to read."""
+Ending = Callable[[], None]
+"""Called before the last of an answer is sent."""
 
 
 class Writer(Protocol):
@@ -30,16 +32,27 @@ class Stream:
             that an error can be put after any of them.
         chunked: whether the client understands chunks; else the end of the connection is the answer's.
         seen: told of what is sent on.
+        ending: called before the last of it is.
     """
 
-    __slots__ = ("_chunked", "_head", "_last", "_older", "_oldest", "_partial", "_seen", "_writer", "events")
+    __slots__ = ("_chunked", "_ending", "_head", "_last", "_older", "_oldest", "_partial", "_seen", "_writer", "events")
 
-    def __init__(self, writer: Writer, head: bytes, *, events: bool, chunked: bool, seen: Seen | None = None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        head: bytes,
+        *,
+        events: bool,
+        chunked: bool,
+        seen: Seen | None = None,
+        ending: Ending | None = None,
+    ) -> None:
         self._writer = writer
         self._head = head
         self.events = events
         self._chunked = chunked
         self._seen = seen
+        self._ending = ending
         self._partial = b""
         self._oldest = self._older = self._last = b""
 
@@ -73,6 +86,8 @@ class Stream:
             self._oldest, self._older, self._last = self._older, self._last, data
             if self._seen is not None:
                 self._seen(data)
+        if ended and self._ending is not None:
+            self._ending()
         head = self._head
         if head:
             self._head = b""

@@ -1,10 +1,8 @@
 """How is the last of an answer kept back until its request is on the record? Between a lane's exchange and its client.
 
-What is written is collected, and goes out in the loop's next round; but where an answer has ended, when its record is
-written (`release`).
+The exchange says when what it writes next is the last (`hold`), and is told when that may go out (`release`).
 """
 
-import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,39 +12,33 @@ if TYPE_CHECKING:
 class Delivery:
     """Stands before the client of a request that is recorded."""
 
-    __slots__ = ("_aborted", "_client", "_close", "_loop", "_parts", "_released", "_scheduled", "_waits")
+    __slots__ = ("_aborted", "_client", "_close", "_held", "_released")
 
-    def __init__(self, client: "Client", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: "Client") -> None:
         self._client: Client | None = client
-        self._loop = loop
-        self._parts: list[bytes] = []
-        self._scheduled = False
-        self._waits = False
+        self._held: list[bytes] | None = None
         self._released = False
         self._aborted = False
         self._close: bool | None = None
 
     def write(self, data: bytes) -> None:
         """See `Client`."""
-        self._parts.append(data)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush_late)
-
-    def _flush(self) -> None:
-        if self._parts and not self._waits and self._client is not None:
-            parts, self._parts = self._parts, []
-            self._client.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        if self._held is not None:
+            self._held.append(data)
+        elif self._client is not None:
+            self._client.write(data)
 
     def hold(self) -> None:
-        """What has not gone out yet waits for `release`."""
-        self._waits = True
+        """What is written from now on waits for `release`."""
+        if self._held is None and not self._released:
+            self._held = []
 
     def release(self, written: bool) -> None:
         """The record is written, or can't be for now."""
-        self._waits = False
+        held, self._held = self._held, None
         self._released = True
-        self._flush()
+        if held and self._client is not None:
+            self._client.write(held[0] if len(held) == 1 else b"".join(held))
         self._finish()
 
     def close_after(self) -> None:
@@ -67,10 +59,6 @@ class Delivery:
         """See `Client`."""
         self._aborted = True
         self._finish()
-
-    def _flush_late(self) -> None:
-        self._scheduled = False
-        self._flush()
 
     def _finish(self) -> None:
         client = self._client

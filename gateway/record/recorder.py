@@ -7,25 +7,24 @@ import contextlib
 import logging
 import secrets
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from flywheel.content import MODES, Mode, keep, keep_feedback
+from flywheel.content import MODES, Mode, keep, keep_feedback, keep_fields
 from flywheel.log import Durability, Log
 from flywheel.record import Content, Feedback, Record, encode
 from gateway.telemetry.telemetry import Telemetry
-from gateway.telemetry.trace import Carried, Trace, Traces
+from gateway.telemetry.trace import NO_TRACE, NOTHING, Carried, Trace, Traces
 
 if TYPE_CHECKING:
     from flywheel.user_keys import UserKeys
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED: Final = 20_000  # ids of requests, to tell those apart that clients give twice
+_REMEMBERED: Final = 10_000  # ids of requests, or twice as many, to tell those apart that clients give twice
 _OTHER: Final = "\0"  # a model that no setting is about, whatever a client calls it
 
 Done = Callable[[bool], None]
@@ -45,6 +44,11 @@ class RecordPlan(msgspec.Struct, frozen=True, kw_only=True):
     size: int | None = None
     models: Mapping[str, Mode] = {}
     keys: Mapping[str, Mode] = {}
+
+
+def _is_strict(plan: RecordPlan | None) -> bool:
+    """Whether of any request less is kept than all."""
+    return plan is not None and {plan.content, *plan.models.values(), *plan.keys.values()} != {"full"}
 
 
 class Recorder:
@@ -68,8 +72,9 @@ class Recorder:
         self._plan = plan
         self._untold = Traces()
         self._modes: dict[tuple[str, str], Mode] = {}
+        self._strict = _is_strict(plan)
         self._ids: set[str] = set()
-        self._order: deque[str] = deque()
+        self._older_ids: set[str] = set()
         self._keys: UserKeys | None = None
         self._warned = False
 
@@ -80,6 +85,7 @@ class Recorder:
         if (plan.path, plan.durability) != (self._plan.path, self._plan.durability):
             return False
         self._plan = plan
+        self._strict = _is_strict(plan)
         self._modes.clear()
         return True
 
@@ -90,7 +96,7 @@ class Recorder:
             from flywheel.user_keys import UserKeys, keys_path  # OpenSSL's megabytes are for who has a log
 
             with contextlib.suppress(OSError, sqlite3.Error):
-                self._keys = UserKeys(keys_path(Path(self._plan.path)))
+                self._keys = UserKeys(keys_path(Path(self._plan.path)), durable=self._plan.durability == "disk")
         if self.telemetry is not None:
             self.telemetry.start()
 
@@ -104,20 +110,31 @@ class Recorder:
             self.telemetry.close()
 
     def join(self, carried: Carried) -> Trace:
-        """The place in a trace of a request that came with ``carried``."""
-        return (self._untold if self.telemetry is None else self.telemetry.traces).join(carried)
+        """The place in a trace of a request that came with ``carried``; none where nobody would know of it."""
+        if self.telemetry is not None:
+            return self.telemetry.traces.join(carried)
+        return NO_TRACE if carried is NOTHING else self._untold.join(carried)
 
     def unique(self, request_id: str) -> str:
         """The id under which a request is recorded: its own, unless a client gave the same one before."""
-        if request_id in self._ids:
+        if request_id in self._ids or request_id in self._older_ids:
             return f"{request_id}-{secrets.token_hex(4)}"
+        if len(self._ids) >= _REMEMBERED:
+            self._older_ids, self._ids = self._ids, set()
         self._ids.add(request_id)
-        self._order.append(request_id)
-        if len(self._order) > _REMEMBERED:
-            self._ids.discard(self._order.popleft())
         return request_id
 
-    def _mode(self, model: str, key: str) -> Mode:
+    @property
+    def folder(self) -> Path | None:
+        """The log's, if there is one."""
+        return Path(self._plan.path) if self._plan is not None else None
+
+    @property
+    def keys(self) -> "UserKeys | None":
+        """The users' keys, where they can be had."""
+        return self._keys
+
+    def mode(self, model: str, key: str) -> Mode:
         """How much is kept of requests for ``model`` by ``key``."""
         if self._plan is None:
             return "none"
@@ -134,37 +151,36 @@ class Recorder:
 
     def begin(self, record: Record) -> None:
         """A request is let in. What it says comes with its end."""
-        if self.log is None:
-            return
-        content, record.content = record.content, None
-        self.log.begin(record.request_id, encode(record))
-        record.content = content
+        if self.log is not None:
+            if self._strict:
+                keep_fields(self.mode(record.request_model, record.key), record)
+            self.log.begin(record.request_id, encode(record))
 
-    def end(self, record: Record, trace: Trace, done: Done | None) -> None:
-        """A request is over."""
-        self._keep(record)
+    def end(self, record: Record, asked: bytes | None, answered: bytes | None, trace: Trace, done: Done | None) -> None:
+        """A request is over; ``asked`` is its body, where that has come, ``answered`` its answer, if there is one."""
+        if self._strict:
+            keep_fields(self.mode(record.request_model, record.key), record)
         if self.telemetry is not None:
             self.telemetry.ended(record, trace)
         if self.log is not None:
+            if asked is not None:
+                record.content = self._content(record, asked, answered)
             self.log.append(record.request_id, encode(record), done)
         elif done is not None:
             done(False)
 
-    def _keep(self, record: Record) -> None:
-        """Leave of what was said what the mode says, sealed under its user's key where there is a user."""
-        content = record.content
-        if content is None:
-            return
+    def _content(self, record: Record, asked: bytes, answered: bytes | None) -> Content:
+        """Of what was said what the mode lets be kept, sealed under its user's key where there is a user."""
         try:
-            mode = self._mode(record.request_model, record.key)
+            mode = self.mode(record.request_model, record.key)
             if self._keys is None and mode != "none":
                 raise OSError("the users' keys can't be had")
-            record.content = keep(mode, content.input, content.output, user=record.user, keys=self._keys)
-        except (OSError, sqlite3.Error) as error:
-            record.content = Content("none")
+            return keep(mode, asked, answered, user=record.user, keys=self._keys)
+        except Exception as error:  # whatever it is: that there was a request, is on record
             if not self._warned:
                 log.error("what was said can't be recorded, only that it was: %s", error)
             self._warned = True
+            return Content("none")
 
     def feedback(self, feedback: Feedback, done: Done) -> None:
         """Somebody thinks something of an answer."""

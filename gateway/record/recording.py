@@ -7,17 +7,15 @@ once, as its beginning; the whole goes there when it is over, and only then does
 import asyncio
 import contextlib
 import re
-import time
 from collections.abc import Sequence
-from time import perf_counter
-from typing import Annotated, Any, Final
+from time import perf_counter, time_ns
+from typing import Any, Final
 
 import msgspec
-from msgspec import Meta
 
-from flywheel.record import VERSION, Content, Record, Sampling, Timing, count_gap
-from gateway.careful import careful
-from gateway.lane.scan import TAIL, Tally, skim, stream_reasons, tally
+from flywheel.record import VERSION, Record, Sampling, Timing, count_gap
+from gateway.careful import log_fault
+from gateway.lane.scan import TAIL, UNREADABLE, Asked, Skimmed, Tally, read_asked, skim, stream_reasons, tally
 from gateway.record.recorder import Done, Recorder
 from gateway.telemetry.measures import PROVIDER
 from gateway.telemetry.metrics import Outcome
@@ -41,32 +39,6 @@ _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,256})"').search
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]{1,128})"').search
 
 
-_Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None
-
-
-class _Asked(msgspec.Struct):
-    """What of a request's body is in a record's own fields, where it is of the types that it should be."""
-
-    model: str | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: Any = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: _Whole = None
-    max_tokens: _Whole = None
-    max_completion_tokens: _Whole = None
-    max_output_tokens: _Whole = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: _Whole = None
-    n: _Whole = None
-    stop: Any = None
-    stop_sequences: Any = None
-    stream: bool | None = None
-
-
 class _Error(msgspec.Struct):
     """An error, as an upstream writes it; a code may be a number, the status again."""
 
@@ -79,10 +51,9 @@ class _Fault(msgspec.Struct):
     error: _Error
 
 
-_asked: Final = msgspec.json.Decoder(_Asked).decode
 _fault: Final = msgspec.json.Decoder(_Fault).decode
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_NAMES: Final = frozenset(_Asked.__struct_fields__)
+_NAMES: Final = frozenset(Asked.__annotations__) | {"model"}
 
 
 class Recording:
@@ -99,56 +70,61 @@ class Recording:
     """
 
     __slots__ = (
-        "_begun", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail", "over",
-        "record", "timing", "trace",
+        "_begun", "_body", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail", "_told",
+        "over", "record", "timing", "trace",
     )  # fmt: skip
 
     def __init__(
         self, recorder: Recorder, request_id: str, endpoint: str, carried: Carried = NOTHING, session: str = ""
     ) -> None:
-        self._recorder = recorder
-        self._keeps = recorder.log is not None
-        self._said = False
-        self.trace = recorder.join(carried)
         self._started = perf_counter()
-        self._last = 0.0
+        self._recorder = recorder
+        self._keeps = keeps = recorder.log is not None
+        self.trace = trace = recorder.join(carried)
+        self._body: bytes | None = None
         self._output: list[bytes] = []
         self._size = 0
         self._tail = b""
-        self._begun = False
-        self.over = False
-        self.timing = Timing()
+        self._last = 0.0
+        self._said = self._begun = self._told = self.over = False
+        self.timing = timing = Timing()
         self.record = Record(
             VERSION,
-            recorder.unique(request_id) if self._keeps else request_id,
-            time.time_ns() // 1000,
+            recorder.unique(request_id) if keeps else request_id,
+            time_ns() // 1000,
             operation_name=_OPERATIONS.get(endpoint) or endpoint.rpartition("/")[2],
             endpoint=endpoint,
-            trace_id=self.trace.trace_id,
-            span_id=self.trace.span_id,
-            session=_short(session),
-            timing=self.timing,
+            trace_id=trace.trace_id,
+            span_id=trace.span_id,
+            session=session[:_NAME],
+            timing=timing,
         )
 
-    def asked(self, body: bytes, key: str) -> None:
-        """Who asks for what, whether that is there or not. What comes after the first time is somebody else's."""
-        record = self.record
+    def asked(self, body: bytes, key: str, read: Skimmed | None = None) -> None:
+        """Who asks for what, whether that is there or not; ``read`` is what was read of the ``body`` already.
+
+        What comes after the first time is somebody else's.
+        """
         if self._said:
             return
         self._said = True
+        record = self.record
         record.key = key
         if not self._keeps and not self.trace.sampled:
             return
-        said = _read(body)
-        record.request_model = _short(said.model) or _model(body)
-        record.content = Content(input=body)
-        metadata = said.metadata if isinstance(said.metadata, dict) else None
+        self._body = body
+        said = read if isinstance(read, Asked) else _read(body)
+        record.request_model = said.model[:_NAME] or _model(body)
         user = said.user or said.safety_identifier
-        if metadata:
-            record.tags = {name: value for name, value in metadata.items() if isinstance(value, str)} or None
+        if isinstance(said.metadata, dict):
+            record.tags = {name: value for name, value in said.metadata.items() if isinstance(value, str)} or None
             user = user or (record.tags or {}).get("user_id")
-        record.user, record.session = _short(user), record.session or _short(said.prompt_cache_key)
-        record.stream = said.stream is True
+        if user:
+            record.user = user[:_NAME]
+        if said.prompt_cache_key and not record.session:
+            record.session = said.prompt_cache_key[:_NAME]
+        if said.stream:
+            record.stream = True
         record.sampling = _sampling(said)
 
     def begin(self, model: str, here: str | None = None) -> None:
@@ -156,30 +132,40 @@ class Recording:
 
         ``model`` is a served name, ``here`` the target of ours that answers, if one does.
         """
+        record = self.record
         if here is not None:
-            self.record.target, self.record.provider_name = here, PROVIDER
+            record.target, record.provider_name = here, PROVIDER
         if self._begun:
             return
-        self.record.model = model
-        self.timing.queued = self._now()
         self._begun = True
+        record.model = model
+        self.timing.queued = perf_counter() - self._started
         if self._keeps:
-            with careful:
-                self._recorder.begin(self.record)
+            try:
+                self._recorder.begin(record)
+            except Exception:
+                log_fault()
 
     def placed(self, target: str, worker: str) -> None:
         """It is sent to somebody who may answer; what has come from others is thrown away."""
-        if self._last or self._tail:
+        if self._last or self._size or self._tail:
             self._again()
-        record = self.record
-        record.target, record.worker, record.provider_name = target, worker, ""
+        record, timing = self.record, self.timing
+        record.target, record.worker = target, worker
+        if record.provider_name:
+            record.provider_name = ""
         record.attempts += 1
-        if self.timing.placed is None:
-            self.timing.placed = self._now()
+        if timing.placed is None:
+            timing.placed = perf_counter() - self._started
 
     def answers(self, worker: str, provider: str, *, stream: bool) -> None:
         """Of those it was sent to, this one answers."""
-        self.record.worker, self.record.provider_name, self.record.stream = worker, provider, stream
+        record = self.record
+        record.provider_name = provider
+        if record.worker is not worker:
+            record.worker = worker
+        if record.stream is not stream:
+            record.stream = stream
 
     def sent_on(self, worker: str, provider: str, attempts: int) -> None:
         """Where it was placed, so many were asked, this one last."""
@@ -199,7 +185,7 @@ class Recording:
 
     def tokens(self) -> None:
         """Tokens of the answer are there."""
-        now = self._now()
+        now = perf_counter() - self._started
         if self._last:
             if self._keeps:
                 count_gap(self.timing.gaps, now - self._last)
@@ -209,10 +195,11 @@ class Recording:
 
     def add(self, data: bytes) -> None:
         """More of what the client gets to read."""
-        self._tail = data if len(data) >= TAIL else (self._tail + data)[-TAIL:]
         if self._keeps and self._size < _MOST:
             self._output.append(data)
             self._size += len(data)
+        else:
+            self._tail = data if len(data) >= TAIL else (self._tail + data)[-TAIL:]
 
     def arrived(self, data: bytes) -> None:
         """Both: more of the answer, tokens and all."""
@@ -229,14 +216,15 @@ class Recording:
 
     def told(self, said: Tally) -> None:
         """What a whole answer says of itself."""
-        self._tail = b""
+        self._told = True
         record = self.record
         if said.prompt_tokens > 0:
             record.input_tokens, record.cached_tokens = said.prompt_tokens, said.cached_tokens
         if said.prompt_tokens > 0 or said.output_tokens > 0:
             record.output_tokens = said.output_tokens
         record.finish_reasons = said.finish_reasons
-        record.response_id, record.response_model = said.id, _short(said.model)
+        if said.id or said.model:
+            record.response_id, record.response_model = said.id, said.model[:_NAME]
 
     def failed(self, error: ApiError) -> None:
         """The client is told of an error."""
@@ -244,7 +232,7 @@ class Recording:
 
     def refused(self, body: bytes) -> None:
         """The client is told of an error in an upstream's own words."""
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        with contextlib.suppress(*UNREADABLE):
             said = _fault(body).error
             kind = said.code if isinstance(said.code, str) else said.type or ""
             self.record.error_type, self.record.error_message = _short(kind), (said.message or "")[:_MESSAGE]
@@ -265,32 +253,35 @@ class Recording:
         if self.over:
             return
         self.over = True
-        with careful:
-            self._complete(status, outcome, variant)
-            self._recorder.end(self.record, self.trace, done)
-            return
-        if done is not None:
-            done(False)
+        try:
+            answered = self._complete(status, outcome, variant)
+            self._recorder.end(self.record, self._body, answered, self.trace, done)
+        except Exception:
+            log_fault()
+            if done is not None:
+                done(False)
 
-    def _complete(self, status: int, outcome: Outcome, variant: bytes) -> None:
-        """Note how it has ended."""
+    def _complete(self, status: int, outcome: Outcome, variant: bytes) -> bytes | None:
+        """Note how it has ended; returns what was answered."""
         record, timing = self.record, self.timing
         record.status, record.outcome, record.variant = status, outcome, variant.decode()
         if self._last:
             timing.last_token = self._last
-        timing.ended = self._now()
-        if record.output_tokens is None and self._tail:
-            self.told(tally(self._tail))
+        timing.ended = perf_counter() - self._started
+        output = self._output
+        answer = output[0] if len(output) == 1 else b"".join(output)
+        if not self._told and record.output_tokens is None and (answer or self._tail):
+            self.told(tally((answer[-TAIL:] + self._tail)[-TAIL:]))
         if not self._begun and record.request_model in self._recorder.names():
             record.model = record.request_model
-        if self._output and status < 400:
-            self._read_output(b"".join(self._output))
+        if not answer or status >= 400:
+            return None
+        self._look_at(answer)
+        return answer
 
-    def _read_output(self, output: bytes) -> None:
-        """Keep what was answered, and note what it says of itself."""
+    def _look_at(self, output: bytes) -> None:
+        """Note what an answer says of itself."""
         record = self.record
-        if record.content is not None:
-            record.content.output = output
         if not record.response_id:
             if (name := _ID(output, 0, _HEAD)) is not None:
                 record.response_id = name[1].decode("utf-8", "replace")
@@ -317,9 +308,6 @@ class Recording:
         self.end(status, outcome, variant, done)
         await written
 
-    def _now(self) -> float:
-        return perf_counter() - self._started
-
 
 def _model(body: bytes) -> str:
     """The model of a body not all of which can be read."""
@@ -329,28 +317,28 @@ def _model(body: bytes) -> str:
         return ""
 
 
-def _read(body: bytes) -> _Asked:
+def _read(body: bytes) -> Asked:
     """What a body asks for; fields of other types than they should be aren't noted."""
     try:
-        return _asked(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return read_asked(body)
+    except UNREADABLE:
         return _read_field_by_field(body)
 
 
-def _read_field_by_field(body: bytes) -> _Asked:
-    made = _Asked()
+def _read_field_by_field(body: bytes) -> Asked:
+    made = Asked("")
     try:
         fields = _fields(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return made
     for name in _NAMES & fields.keys():
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            one = _asked(b'{"%b":%b}' % (name.encode(), bytes(fields[name])))
+        with contextlib.suppress(*UNREADABLE):
+            one = read_asked(b'{"model":"","%b":%b}' % (name.encode(), bytes(fields[name])))
             setattr(made, name, getattr(one, name))
     return made
 
 
-def _sampling(said: _Asked) -> Sampling:
+def _sampling(said: Asked) -> Sampling:
     most = said.max_completion_tokens
     if most is None:
         most = said.max_output_tokens if said.max_tokens is None else said.max_tokens

@@ -57,6 +57,10 @@ class Trace(msgspec.Struct, frozen=True, gc=False):
         return kept
 
 
+NO_TRACE: Final = Trace("", "")
+"""Of a request that is part of none."""
+
+
 def carried(headers: Iterable[tuple[bytes, bytes]]) -> Carried:
     """What a request's headers say of its trace. Several parents are as good as none."""
     parents: list[bytes] = []
