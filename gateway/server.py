@@ -33,8 +33,8 @@ from gateway.api.inside import Application
 from gateway.app import App
 from gateway.batches.service import Batches
 from gateway.fleet.worker_process import runtime_directory, worker_command
-from gateway.http_protocol import HttpProtocol
-from gateway.lane.protocol import close_idle, protocol
+from gateway.http_protocol import HttpProtocol, look_after
+from gateway.lane.protocol import protocol
 from gateway.owner import ToOwner
 from gateway.serving import Serving, StartError
 from gateway.settings import Settings, SettingsError, add_arguments, from_args
@@ -322,13 +322,13 @@ class GatewayServer:
         )
 
     async def _look_after(self) -> None:
-        """Look for the parent, and for clients' connections on which nothing comes: the lane arms no timer for each."""
+        """Look for the parent, and for clients' connections on which nothing comes: no timer is armed for each."""
         while True:
             await asyncio.sleep(_LOOK_EVERY)
             if self._parent is not None and os.getppid() != self._parent and not self._stop.is_set():
                 log.warning("the parent process has gone: stopping")
                 self._stop.set()
-            close_idle(self._http.server_state.connections, perf_counter(), KEEP_ALIVE)
+            look_after(self._http.server_state.connections, perf_counter(), KEEP_ALIVE)
 
     async def _reload(self) -> list[str]:
         """Read the configuration file again; where there are several processes, in all of them."""

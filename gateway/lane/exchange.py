@@ -228,11 +228,15 @@ class Exchange:
         self.interrupt(errors.internal_error())
 
     def expire(self, now: float) -> None:
-        """Give up attempts that have been silent for too long."""
+        """Give up attempts that have been silent for too long, and a client that hasn't read for as long."""
         for connection in list(self._attempts):
             options = connection.target.options
             limit = options.idle if connection.heard else options.first_byte
             if now - connection.last > limit:
+                if connection.paused:
+                    self._client.abort()
+                    self.abandon()
+                    return
                 what = "it fell silent in the middle of its answer" if connection.heard else "it did not answer"
                 connection.expire(Fault("timeout", f"{what}, for {limit:g} s"))
 

@@ -7,11 +7,8 @@ A request under the same head as the one before it isn't parsed again (`gateway.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
-from time import perf_counter
+from collections.abc import Callable
 from typing import Any, Final
-
-import httptools
 
 from gateway.http_protocol import HttpProtocol
 from gateway.lane.endpoints import ENDPOINTS
@@ -33,7 +30,7 @@ class LaneProtocol(HttpProtocol):
         self._incoming: Exchange | None = None
         self._running: Exchange | None = None
         self._discarding = self._discarded = False  # a body that is too large; all of it has come
-        self._idle_since = 0.0
+        self._answers = 0
         self._fed = b""  # what httptools is being fed, if it began between two messages
         self._between = True
         self._known: KnownHead | None = None  # the last request's head, as it came and as it was understood
@@ -89,12 +86,7 @@ class LaneProtocol(HttpProtocol):
         if self._in_head or self.timeout_keep_alive_task is not None:
             super().data_received(data)  # the rare case: a head in pieces, or after an answer of uvicorn's
             return
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
-        except httptools.HttpParserUpgrade:
-            pass  # no other protocol is spoken here: the request is answered as if it had not asked for one
+        self._take(data)
         self._head_bytes = len(data)  # of a head, if this ends within one
 
     # Requests under a known head
@@ -144,6 +136,8 @@ class LaneProtocol(HttpProtocol):
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # it will be, once more, without
         endpoint = _ENDPOINTS.get(self.url)
         if endpoint is None or self.parser.get_method() != b"POST" or not self._lanes:
             self._to_asgi(self.headers)
@@ -164,6 +158,8 @@ class LaneProtocol(HttpProtocol):
             self._too_large(incoming)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         incoming = self._incoming
         self._between = True
         if incoming is None:
@@ -225,6 +221,7 @@ class LaneProtocol(HttpProtocol):
 
     def done(self, close: bool) -> None:
         self._running = None
+        self._answers += 1
         if self._discarded:
             self.transport.close()
         elif self._discarding:
@@ -233,21 +230,18 @@ class LaneProtocol(HttpProtocol):
             self.transport.close()
         elif self.pipeline or self.flow.read_paused:
             self.on_response_complete()
-        else:
-            self._idle_since = perf_counter()
 
     def abort(self) -> None:
         self._running = None
         self.transport.abort()
 
-    def close_if_idle(self, now: float, limit: float) -> None:
-        """Close a connection on which nothing has come for more than ``limit`` seconds."""
-        if self._running is not None or self._incoming is not None or self._in_head or not self._idle_since:
-            return
-        if self.timeout_keep_alive_task is not None:
-            return  # the last answer was uvicorn's, and so is the clock
-        if now - self._idle_since > limit and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
+    def awaited(self) -> tuple[int, ...] | None:
+        if self._running is not None:
+            return None
+        if self._incoming is not None:
+            return id(self._incoming), self._incoming.size
+        found = super().awaited()
+        return (*found, self._answers) if found is not None else None
 
 
 _ENDPOINTS: Final[dict[bytes, str]] = {path.encode(): path for path in ENDPOINTS}
@@ -260,10 +254,3 @@ def protocol(lanes: Lanes) -> Callable[..., LaneProtocol]:
         return LaneProtocol(lanes, *args, **options)
 
     return make
-
-
-def close_idle(connections: Iterable[object], now: float, limit: float) -> None:
-    """Close those of uvicorn's ``connections`` that are idle for more than ``limit`` seconds."""
-    for connection in list(connections):
-        if isinstance(connection, LaneProtocol):
-            connection.close_if_idle(now, limit)

@@ -54,7 +54,8 @@ class Connection(asyncio.Protocol):
 
     ``status`` is 0 until a response's head is complete; ``headers`` may have the length of another answer's body;
     ``content_type`` is in lower case. ``framed`` tells whether the head says where the response ends, ``reused``
-    whether the connection carried an exchange before, ``heard`` whether anything came since the request.
+    whether the connection carried an exchange before, ``heard`` whether anything came since the request, ``paused``
+    whether nothing is read because whoever gets the answer can't keep up.
     ``sent`` and ``last`` are when the request was sent and when something last came, by `perf_counter`.
     ``lines`` is what the receiver made of status and headers: kept as long as the same head comes again, else empty.
 
@@ -65,7 +66,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_alive", "_connecting", "_ended", "_excess", "_head_bytes", "_known", "_once", "_parser", "_parts",
         "_receiver", "_status", "_stays", "_unsent", "content_type", "framed", "headers", "heard", "idle_since", "last",
-        "lines", "reused", "sent", "status", "target", "ticket", "transport",
+        "lines", "paused", "reused", "sent", "status", "target", "ticket", "transport",
     )  # fmt: skip
 
     def __init__(self, target: "Target", *, once: bool = False) -> None:
@@ -79,6 +80,7 @@ class Connection(asyncio.Protocol):
         self.lines = b""
         self.reused = False
         self.heard = False
+        self.paused = False
         self.sent = self.last = self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._known: KnownHead | None = None  # the head of the last answer, with `_status`; the parser is between two
@@ -134,9 +136,11 @@ class Connection(asyncio.Protocol):
     def pause(self, paused: bool) -> None:
         """Stop or go on reading: whoever gets the answer can't keep up, or can again."""
         if self.transport is not None and not self.transport.is_closing():
+            self.paused = paused
             if paused:
                 self.transport.pause_reading()
             else:
+                self.last = perf_counter()
                 self.transport.resume_reading()
 
     async def _connect(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.lane.protocol import close_idle
+from gateway.http_protocol import look_after
 from tests.gateway.harness import read_answer, request_bytes, run
 from tests.gateway.lane.harness import CHAT, chat, lane, until
 from tests.gateway.lane.upstream import Upstream
@@ -206,15 +206,15 @@ def test_a_connection_is_idle_since_its_last_answer_whoever_gave_it() -> None:
             for body in (chat(), for_here()):
                 writer.write(request_bytes("POST", CHAT, body))
                 await read_answer(reader)
-            close_idle(gateway.state.connections, perf_counter() + 80, 75)  # uvicorn's own timer will do that
-            await asyncio.sleep(0.01)
-            assert not reader.at_eof()
+            begun = perf_counter()
+            look_after(gateway.state.connections, begun, 75)
             writer.write(request_bytes("POST", CHAT, chat()))
             await read_answer(reader)
-            close_idle(gateway.state.connections, perf_counter() + 70, 75)
+            look_after(gateway.state.connections, begun + 80, 75)
+            look_after(gateway.state.connections, begun + 150, 75)
             await asyncio.sleep(0.01)
             assert not reader.at_eof()
-            close_idle(gateway.state.connections, perf_counter() + 80, 75)
+            look_after(gateway.state.connections, begun + 160, 75)
             assert await reader.read() == b""
             writer.close()
 

@@ -465,6 +465,30 @@ def test_a_client_that_reads_slowly_does_not_fill_our_memory() -> None:
     run(scenario())
 
 
+def test_a_client_that_does_not_read_is_not_the_upstreams_fault() -> None:
+    broken_off = asyncio.Event()
+
+    async def flood(talk: Talk) -> None:
+        talk.begin_stream()
+        try:
+            while True:
+                talk.event("x" * 100_000)
+                await talk.writer.drain()
+        finally:
+            broken_off.set()
+
+    async def scenario() -> None:
+        async with Upstream(flood) as upstream, lane(upstream, idle=0.2) as gateway:
+            sent = await gateway.send(chat(stream=True))
+            await broken_off.wait()
+            assert gateway.metric("penstock_disconnects_total") == 1
+            assert gateway.context.in_flight == 0
+            assert gateway.targets[0].counts.failed == 0
+            sent.leave()
+
+    run(scenario())
+
+
 def test_draining_refuses_new_requests_and_lets_streams_finish() -> None:
     async def scenario() -> None:
         go_on = asyncio.Event()
