@@ -70,7 +70,9 @@ async def _ask(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> 
     target = scope.get("raw_path", scope["path"].encode()) + (b"?" + query if query else b"")
     lines = [f"{scope['method']} ".encode() + target + b" HTTP/1.1"]
     lines += [name + b": " + value for name, value in headers]
-    lines += [b"connection: close", *([b"transfer-encoding: chunked"] if chunked else [])]
+    # Without "connection: close": the owner may answer before it has the body, and to write to one that has gone then
+    # would lose what it said.
+    lines += [b"transfer-encoding: chunked"] if chunked else []
     writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
     more = True
     while True:

@@ -115,6 +115,24 @@ def test_a_conversation_goes_on_wherever_its_next_turn_arrives(served: Served) -
     run(scenario())
 
 
+def test_an_answer_that_comes_before_the_request_is_complete_comes_whole(served: Served) -> None:
+    async def scenario() -> None:
+        request = request_bytes("PUT", "/v1/files", {"a": 1}, {"connection": "close"})
+        head, _, body = request.partition(b"\r\n\r\n")
+        for _ in range(200):
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            try:
+                writer.write(head + b"\r\n\r\n")
+                await asyncio.sleep(0)
+                writer.write(body)
+                answer = await read_answer(reader)
+                assert (answer.status, answer.json["error"]["code"]) == (405, "method_not_allowed")
+            finally:
+                writer.close()
+
+    run(scenario())
+
+
 def test_an_owner_that_dies_is_missed_for_a_moment(served: Served) -> None:
     async def scenario() -> None:
         body = {"model": "fake", "input": "a" * 30, "stream": True, "max_output_tokens": 30}
