@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ _COLUMNS: Final = (
     "Views: records, feedback, and judged (both). Columns: penstock log query 'DESCRIBE records'. Names that SQL has a "
     'use for need quotes: "user".'
 )
+_MOST: Final = 1_000_000  # hours: a hundred years and more
 _UNITS: Final = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
 
@@ -33,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     query.add_argument("sql", metavar="SQL", help="what to ask")
     query.add_argument("--json", action="store_true", help="print every row, as an object a line")
-    query.add_argument("--rows", type=int, default=100, metavar="N", help="of the table (default: 100)")
+    query.add_argument("--rows", type=_count, default=100, metavar="N", help="of the table (default: 100)")
     tail = _add(commands, "tail", "show the latest requests", "Show the latest requests, and those that come.")
-    tail.add_argument("--rows", type=int, default=20, metavar="N", help="how many to begin with (default: 20)")
+    tail.add_argument("--rows", type=_count, default=20, metavar="N", help="how many to begin with (default: 20)")
     tail.add_argument("--once", action="store_true", help="don't wait for more")
     export = _add(
         commands,
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--where", metavar="SQL", default="true", help="which, a condition on the records (default: all)"
     )
     summary = _add(commands, "summary", "how it has been going", "The last hour by model, variant and worker.")
-    summary.add_argument("--hours", type=float, default=1.0, help="how long to look back (default: 1)")
+    summary.add_argument("--hours", type=_some, default=1.0, help="how long to look back (default: 1)")
     compact = _add(
         commands,
         "compact",
@@ -58,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Bring closed segments into the Delta Lake table, each record once, and remove what is too old. A gateway with "
         "a log does that by itself.",
     )
-    compact.add_argument("--every", type=float, metavar="SECONDS", help="go on doing that (default: once)")
-    compact.add_argument("--keep-days", type=int, metavar="N", help="remove older days (default: none)")
+    compact.add_argument("--every", type=_some, metavar="SECONDS", help="go on doing that (default: once)")
+    compact.add_argument("--keep-days", type=_count, metavar="N", help="remove older days (default: none)")
     compact.add_argument("--keep-bytes", type=_bytes, metavar="N", help="remove the oldest days above that: 50G")
     erase = _add(
         commands,
@@ -107,9 +109,24 @@ def _add(commands: Any, name: str, summary: str, description: str) -> argparse.A
 def _bytes(text: str) -> int:
     number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
     try:
-        return int(float(number) * _UNITS[unit])
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: 500M, or 50G") from None
+        if (found := int(float(number) * _UNITS[unit])) > 0:
+            return found
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes: 500M, or 50G")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_MOST:,}")
+    return int(text)
+
+
+def _some(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= _MOST:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, of {_MOST:,} at most")
 
 
 def _fail(why: str) -> int:
@@ -132,17 +149,20 @@ def _database(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
 
 
 def _query(args: argparse.Namespace) -> int:
-    from flywheel.export import rows, to_json
+    from flywheel.export import to_json
+    from flywheel.statement import execute, rows
 
     with _database(args.log) as database:
-        result = database.execute(args.sql)
+        if not database.extract_statements(args.sql):
+            return _fail(f"Nothing is asked. {_COLUMNS}")
+        result = execute(database, args.sql)
         names = [column[0] for column in result.description or ()]
         if args.json:
             for row in rows(result):
                 sys.stdout.buffer.write(to_json(dict(zip(names, row, strict=True))) + b"\n")
             sys.stdout.buffer.flush()
             return 0
-        some = result.fetchmany(args.rows + 1)
+        some = list(islice(rows(result), args.rows + 1))
     _show(_table(names, some[: args.rows]))
     if len(some) > args.rows:
         print("… and more: --rows N shows that many, --json all of them.", file=sys.stderr)
@@ -191,15 +211,17 @@ def _tail(args: argparse.Namespace) -> int:
             "SELECT received, outcome, status, model, variant, input_tokens, output_tokens, ttft, ended, request_id "
             f"FROM records ORDER BY received DESC LIMIT {args.rows}"
         ).fetchall()
+    shown = {row[-1] for row in found}  # they may have come between the two looks
     for row in reversed(found):
-        print(_line(*row))
+        print(_line(*row), flush=True)
     while not args.once:
         time.sleep(0.3)
         for segment in all_segments(args.log):
             key = (segment.writer, segment.number)
             records, places[key] = frames_after(segment, places.get(key, 0))
             for record in records:
-                print(_line(*_told(record)), flush=True)
+                if record.request_id not in shown:
+                    print(_line(*_told(record)), flush=True)
     return 0
 
 
@@ -245,8 +267,9 @@ def _export(args: argparse.Namespace) -> int:
         return _fail("Parquet can't be written to standard output: --out FILE")
     bar = Progress(
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-        console=Console(stderr=True),
+        console=(console := Console(stderr=True)),
         transient=True,
+        disable=not console.is_terminal,
     )
     with _database(args.log) as database, _out(args) as out, bar:
         task = bar.add_task("records", total=None)
@@ -273,7 +296,9 @@ def _out(args: argparse.Namespace) -> "Iterator[IO[bytes] | Path]":
 
 def _compact(args: argparse.Namespace) -> int:
     from flywheel.maintenance import maintain
+    from flywheel.query import require
 
+    require(args.log)
     while True:
         begun = time.monotonic()
         try:
@@ -300,8 +325,8 @@ def _done(done: "Done", seconds: float) -> str:
 
 def _erase(args: argparse.Namespace) -> int:
     from flywheel.erasure import erase
+    from flywheel.query import require
 
-    if not args.log.is_dir():
-        return _fail(f"There is no request log in {args.log}. Which folder is it? Say so with --log.")
+    require(args.log)
     erase(args.log, args.user, lambda what: print(what, flush=True))
     return 0

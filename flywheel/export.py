@@ -1,13 +1,13 @@
 """How do records leave the log, for whoever trains on them or looks at them elsewhere?"""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple
 
 import duckdb
 import msgspec
 
+from flywheel.statement import execute, rows
 from flywheel.table import literal
 
 Format = Literal["parquet", "jsonl", "openai-chat"]
@@ -42,13 +42,15 @@ def export(
     Raises:
         duckdb.Error: the condition is none, or the disk doesn't take it.
     """
-    (total,) = _one(database, f"SELECT count(*) FROM records WHERE {where}")
+    ((total,),) = rows(execute(database, f"SELECT count(*) FROM records WHERE {where}"))
     if format == "parquet":
         copy = (
             f"COPY (SELECT * EXCLUDE (sealed) FROM records WHERE {where} ORDER BY received) TO {literal(str(out))} "
             "(FORMAT parquet, COMPRESSION zstd)"
         )
-        _execute(database, copy, lambda share: progress(int(share * total), total) if progress is not None else None)
+        execute(database, copy, progress=lambda share: progress(int(share * total), total) if progress else None)
+        if progress is not None:
+            progress(total, total)
         return Exported(total, 0)
     assert not isinstance(out, Path)
     lines = _objects(database, where) if format == "jsonl" else _conversations(database, where)
@@ -66,46 +68,23 @@ def export(
     return Exported(done - left_out, left_out)
 
 
-def _execute(database: duckdb.DuckDBPyConnection, sql: str, progress: Callable[[float], None]) -> None:
-    """Run a long statement; ``progress`` is told the share (0 to 1) that is done, as far as DuckDB knows."""
-    database.execute("SET enable_progress_bar = true; SET enable_progress_bar_print = false")
-    with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(database.execute, sql)
-        while not running.done():
-            progress(max(0.0, database.query_progress()) / 100)
-            wait([running], timeout=0.2)
-        running.result()
-    progress(1.0)
-
-
-def _one(database: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
-    found = database.execute(sql).fetchone()
-    assert found is not None
-    return tuple(found)
-
-
-def rows(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
-    """A query's rows, some at a time."""
-    while some := result.fetchmany(_BATCH):
-        yield from some
-
-
 def to_json(value: Any) -> bytes:
     """A row's values as JSON; bytes in base64."""
     return msgspec.json.encode(value, enc_hook=str)
 
 
 def _objects(database: duckdb.DuckDBPyConnection, where: str) -> Iterator[bytes]:
-    result = database.execute(f"SELECT * EXCLUDE (sealed) FROM records WHERE {where} ORDER BY received")
+    result = execute(database, f"SELECT * EXCLUDE (sealed) FROM records WHERE {where} ORDER BY received")
     names = [column[0] for column in result.description or ()]
     for row in rows(result):
         yield to_json(dict(zip(names, row, strict=True)))
 
 
 def _conversations(database: duckdb.DuckDBPyConnection, where: str) -> Iterator[bytes | None]:
-    result = database.execute(
+    result = execute(
+        database,
         "SELECT input, output, (SELECT arg_max(correction, received) FROM feedback WHERE feedback.request_id = "
-        f"records.request_id) FROM records WHERE {where} ORDER BY received"
+        f"records.request_id) FROM records WHERE {where} ORDER BY received",
     )
     for asked, answered, correction in rows(result):
         yield _conversation(asked, answered, correction)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import duckdb
 from rich.table import Table
 
-from flywheel.export import rows
+from flywheel.statement import execute, rows
 
 _SQL: Final = """
 SELECT model, variant, worker,
@@ -35,7 +35,7 @@ def summarize(database: duckdb.DuckDBPyConnection, since: datetime, seconds: flo
     ``failed`` is the server's fault, ``not served`` the client's, or a limit's. Uncertainty is the mean surprisal of a
     token, in nats; ``low margin`` the share of tokens that were hardly likelier than the runner-up.
     """
-    result = database.execute(_SQL, {"since": since, "seconds": seconds})
+    result = execute(database, _SQL, {"since": since, "seconds": seconds})
     table = Table(*_HEADINGS, title=f"since {since:%Y-%m-%d %H:%M:%S} UTC")
     for column in table.columns[3:]:
         column.justify = "right"

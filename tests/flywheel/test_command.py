@@ -57,6 +57,8 @@ def test_query(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("SELECT modle FROM records", "model"),
         ("SELECT 1 FROM requests", "Views: records, feedback, and judged"),
         ("SELECT 1 // 'x'", "Could not convert"),
+        ("", "Nothing is asked"),
+        ("-- how many?", "Nothing is asked"),
     ],
 )
 def test_what_cannot_be_asked_is_said(log: Path, capsys: pytest.CaptureFixture[str], sql: str, said: str) -> None:
@@ -66,11 +68,34 @@ def test_what_cannot_be_asked_is_said(log: Path, capsys: pytest.CaptureFixture[s
     assert said in error
 
 
-@pytest.mark.parametrize("words", [["query", "SELECT 1"], ["summary"], ["tail", "--once"], ["erase", "--user", "x"]])
+@pytest.mark.parametrize(
+    "words", [["query", "SELECT 1"], ["summary"], ["tail", "--once"], ["erase", "--user", "x"], ["compact"]]
+)
 def test_a_folder_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    assert run(*words, "--log", tmp_path / "none") == 1
-    assert "There is no request log in" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "empty"):
+        assert run(*words, "--log", tmp_path / name) == 1
+        assert "There is no request log in" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["query", "SELECT 1", "--rows", count] for count in ("0", "-1", "x")),
+        *(["tail", "--once", "--rows", count] for count in ("-3", "1.5")),
+        *(["summary", "--hours", count] for count in ("0", "-1", "nan", "inf", "1e12")),
+        *(["compact", "--every", count] for count in ("0", "-5", "nan")),
+        *(["compact", "--keep-days", count] for count in ("0", "-5")),
+        *(["compact", f"--keep-bytes={count}"] for count in ("0", "-5G", "nan", "1e400G")),
+    ],
+)
+def test_no_number_is_taken_for_another(log: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    """Days to keep that are below zero would be all days to remove."""
+    with pytest.raises(SystemExit) as ended:
+        run(*words, "--log", log)
+    assert ended.value.code == 2
+    assert "is no number" in capsys.readouterr().err
 
 
 def test_summary(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
