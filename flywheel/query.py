@@ -37,6 +37,16 @@ class NoLogError(Exception):
     """There is no log in the folder."""
 
 
+def require(folder: Path) -> None:
+    """See that there is a log in a folder.
+
+    Raises:
+        NoLogError: there is none.
+    """
+    if not (folder / "segments").is_dir() and not (folder / "table").is_dir():
+        raise NoLogError(f"There is no request log in {folder}. Which folder is it? Say so with --log.")
+
+
 def connect(folder: Path, unseal: Unseal | None = None) -> duckdb.DuckDBPyConnection:
     """A database with the views of a log, as it is now.
 
@@ -48,8 +58,7 @@ def connect(folder: Path, unseal: Unseal | None = None) -> duckdb.DuckDBPyConnec
         NoLogError: there is none.
         OSError, duckdb.Error, deltalake.exceptions.DeltaError: it can't be read.
     """
-    if not (folder / "segments").is_dir() and not (folder / "table").is_dir():
-        raise NoLogError(f"There is no request log in {folder}. Which folder is it? Say so with --log.")
+    require(folder)
     # First the segments, then the tables: what is compacted between the two is in both, and left out of the first.
     found = [(segment, data) for segment in all_segments(folder) if (data := read_segment(segment)) is not None]
     database = duckdb.connect()
