@@ -56,6 +56,13 @@ def keep_json(mode: Mode, text: bytes) -> bytes | None:
     return text if mode == "full" else None
 
 
+def keep_text(mode: Mode, text: str) -> str:
+    """What a mode lets be kept of a text; empty where it is nothing."""
+    if mode == "redacted":
+        return redact(text)
+    return text if mode == "full" else ""
+
+
 def _redact_answer(output: bytes) -> bytes | None:
     """None where it is a stream that nobody can put together: what came in two pieces would not be found."""
     said = messages(output)

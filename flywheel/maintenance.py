@@ -4,10 +4,9 @@ import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import duckdb
-
 from flywheel.compaction import Compacted, alone, compact, feedback_table, records_table
 from flywheel.erasure import Retained, forget, open_keys, retain
+from flywheel.scratch import connect
 
 _KEEP_VERSIONS: Final = 24 * 7  # hours that a version of the table can be read after files of it were merged
 _MANY: Final = 8  # files in a day's partition, before they are merged
@@ -46,7 +45,7 @@ def maintain(folder: Path, days: int | None = None, size: int | None = None) -> 
 def _merge(folder: Path, today: datetime.date) -> int:
     """Merge what is small in days before ``today``, if there is enough of it."""
     merged = 0
-    with alone(folder), duckdb.connect() as database:
+    with alone(folder), connect(folder) as database:
         for table in (records_table(folder), feedback_table(folder)):
             some = table.merge_small_files(today, database, _MANY)
             if some:

@@ -17,6 +17,7 @@ from arro3.core import Table as Rows
 from deltalake import DeltaTable
 from duckdb.func import FunctionNullHandling
 
+from flywheel import scratch
 from flywheel.columns import FEEDBACK_COLUMNS, RECORD_COLUMNS, Column, possible_batches, schema
 from flywheel.compaction import Item, feedback_table, records_table
 from flywheel.conversation import messages
@@ -61,7 +62,7 @@ def connect(folder: Path, unseal: Unseal | None = None) -> duckdb.DuckDBPyConnec
     require(folder)
     # First the segments, then the tables: what is compacted between the two is in both, and left out of the first.
     found = [(segment, data) for segment in all_segments(folder) if (data := read_segment(segment)) is not None]
-    database = duckdb.connect()
+    database = scratch.connect(folder)
     database.execute("SET TimeZone = 'UTC'")
     _make_view(database, "stored_records", records_table(folder), RECORD_COLUMNS, found, Kind.RECORD)
     _make_view(database, "feedback_as_is", feedback_table(folder), FEEDBACK_COLUMNS, found, Kind.FEEDBACK)

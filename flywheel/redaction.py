@@ -365,7 +365,7 @@ def _emails(text: str) -> Iterator[Finding]:
         local = None if domain is None else _LOCAL.search(text, max(end, place - 64), place)
         if local is not None and domain is not None and ".." not in local[0]:
             end = domain.end()
-            begin = place - len(local[0].lstrip("'"))  # what is quoted doesn't begin with the quote
+            begin = place - len(local[0].lstrip("'."))  # neither a quote nor a full stop is its beginning
             if begin < place:
                 yield Finding(begin, end, "EMAIL")
         place = text.find("@", place + 1)

@@ -135,6 +135,14 @@ class Table:
         if table is not None:
             table.delete(predicate)
 
+    def values(self, column: str, predicate: str, database: duckdb.DuckDBPyConnection) -> list[Any]:
+        """What rows that ``predicate`` is true of have in a column."""
+        paths = [self._path / file.path for file in self.files()]
+        if not paths:
+            return []
+        found = database.execute(f'SELECT "{column}" FROM {_rows_of(paths)} WHERE {predicate}').fetchall()
+        return [value for (value,) in found]
+
     def blank(self, predicate: str, columns: Mapping[str, str], database: duckdb.DuckDBPyConnection) -> int:
         """Set ``columns`` to SQL expressions where ``predicate`` is true, in files that are written anew; how many.
 

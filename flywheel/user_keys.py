@@ -10,7 +10,7 @@ process that is killed could take all keys with it, is overwritten as well.
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from os import urandom
 from pathlib import Path
@@ -29,6 +29,7 @@ _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS secret (one INTEGER PRIMARY KEY CHECK (one = 1), bytes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS keys (user BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS erased (user BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erased_requests (request BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -53,7 +54,7 @@ class UserKeys:
     """
 
     def __init__(self, path: Path, *, durable: bool = False) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         self._path = path
         self._lock = threading.Lock()
@@ -135,6 +136,25 @@ class UserKeys:
         with self._lock:
             found = self._file.execute("SELECT at FROM erased WHERE user = ?", [self.owner(user)]).fetchone()
         return 0 if found is None else int(found[0])
+
+    def erase_requests(self, request_ids: Iterable[str]) -> None:
+        """Remember, by keyed hashes, what erased users have asked: what is said of it later is not to be kept."""
+        rows = [(self._request(one),) for one in request_ids]
+        with self._lock:
+            self._file.execute("BEGIN IMMEDIATE")
+            self._file.executemany("INSERT OR IGNORE INTO erased_requests VALUES (?)", rows)
+            self._file.execute("COMMIT")
+
+    def is_erased_request(self, request_id: str) -> bool:
+        """Whether a request was of a user who has been erased since."""
+        with self._lock:
+            found = self._file.execute(
+                "SELECT 1 FROM erased_requests WHERE request = ?", [self._request(request_id)]
+            ).fetchone()
+        return found is not None
+
+    def _request(self, request_id: str) -> bytes:
+        return self.hash(b"request:" + request_id.encode("utf-8", "surrogatepass"))
 
     def close(self) -> None:
         """Let the file go."""

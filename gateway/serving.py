@@ -34,6 +34,7 @@ from gateway.traffic.leader import Followers, ToLeader
 from gateway.traffic.limits.stores import make_store
 from gateway.traffic.rollout.service import Rollouts
 from gateway.traffic.routes import Route
+from gateway.traffic.shadow.privacy import Privacy
 from gateway.traffic.shadow.service import ANSWER_LIMIT, Asked, Shadows
 from gateway.traffic.watching import Watching
 
@@ -310,6 +311,7 @@ class Serving:
                 telemetry = Telemetry(plan.telemetry, metrics) if plan.telemetry is not None else None
                 self._context.recorder = recorder = Recorder(wanted, telemetry, self._context.names)
                 metrics.request_log.log = recorder.log
+                self._shadows.obey(Privacy(recorder))
             return
         telemetry = recorder.telemetry if recorder is not None else None
         if not (plan.telemetry is None if telemetry is None else telemetry.change(plan.telemetry)):

@@ -108,6 +108,7 @@ def take_first(log: Path) -> Place:
     Raises:
         OSError: none can be made, or written in.
     """
+    log.mkdir(mode=0o700, parents=True, exist_ok=True)  # what users say is in it
     for number in range(_MOST_WRITERS):
         place = take(log / SEGMENTS / str(number))
         if place is not None:

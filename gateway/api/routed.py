@@ -157,7 +157,8 @@ class _Answering:
         if exchange.recording is not None:
             exchange.recording.record.sticky_hash = assignment.drawn
         if context.watching is not None and not exchange.background:
-            self._watched = context.watching.watch(assignment, self._endpoint, self._asked, exchange.request_id)
+            said_by = (exchange.request_id, exchange.key.id)
+            self._watched = context.watching.watch(assignment, self._endpoint, self._asked, *said_by)
         if route.plan.total is not None and not exchange.background:
             self._end = self._clock() + route.plan.total
         return assignment

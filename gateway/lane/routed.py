@@ -149,7 +149,7 @@ class RoutedExchange(Exchange):
         if self._recording is not None:
             self._recording.record.sticky_hash = self._assignment.drawn
         if context.watching is not None:
-            self._watched = context.watching.watch(self._assignment, self.endpoint, self._asked, request_id)
+            self._watched = context.watching.watch(self._assignment, self.endpoint, self._asked, request_id, key.id)
         if plan.total is not None:
             self._over = self._lanes.loop.call_later(plan.total, self._is_over, plan.total)
         ready = self._go_to(0)

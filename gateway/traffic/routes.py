@@ -205,7 +205,7 @@ def asking(
     if rule == "user":
         if isinstance(user, str) and user:
             return Asking(user=user, request=request_id)
-        return Asking(user=_first(_users(_read(body))), request=request_id)
+        return Asking(user=user_of(body), request=request_id)
     if rule == "session" or rule.startswith("header:"):
         named = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         session = named.get(SESSION.decode(), "")
@@ -213,6 +213,11 @@ def asking(
             session = _first([_read(body).prompt_cache_key])
         return Asking(session=session, headers=named, request=request_id)
     return Asking(request=request_id)
+
+
+def user_of(body: bytes) -> str:
+    """Whose words are in a request, by its own account; empty where it doesn't say, or can't be read."""
+    return _first(_users(_read(body)))
 
 
 def _read(body: bytes) -> _Said:

@@ -33,16 +33,18 @@ class Watching:
         self.shadows = shadows
         self._uids = count()
 
-    def watch(self, assignment: Assignment, endpoint: str, body: bytes, request_id: str) -> "Watched | None":
+    def watch(
+        self, assignment: Assignment, endpoint: str, body: bytes, request_id: str, key: str = ""
+    ) -> "Watched | None":
         """Begin to watch a request; None where nobody wants to know what becomes of it.
 
-        ``body`` is what its shadows get, as the client sent it.
+        ``body`` is what its shadows get, as the client sent it; ``key`` the id of its API key.
         """
         with careful:
-            return self._watch(assignment, endpoint, body, request_id)
+            return self._watch(assignment, endpoint, body, request_id, key)
         return None
 
-    def _watch(self, assignment: Assignment, endpoint: str, body: bytes, request_id: str) -> "Watched | None":
+    def _watch(self, assignment: Assignment, endpoint: str, body: bytes, request_id: str, key: str) -> "Watched | None":
         route = assignment.route
         plan = route.plan
         if endpoint in _NO_ANSWER:
@@ -55,15 +57,16 @@ class Watching:
         if uid is None and not shadows:
             return None
         reads = uid is not None and self.rollouts.reads_answers(route.name)
-        return Watched(self, route.name, endpoint, uid, shadows, body if shadows else b"", request_id, reads=reads)
+        body = body if shadows else b""
+        return Watched(self, route.name, endpoint, uid, shadows, body, request_id, key, reads=reads)
 
 
 class Watched:
     """A request that is being watched, from its last byte on."""
 
     __slots__ = (
-        "_body", "_came", "_collector", "_copies", "_endpoint", "_events", "_first", "_id", "_idle", "_model", "_reads",
-        "_shadows", "_streamed", "_tail", "_timed", "_uid", "_watching", "uncertainty",
+        "_body", "_came", "_collector", "_copies", "_endpoint", "_events", "_first", "_id", "_idle", "_key", "_model",
+        "_reads", "_shadows", "_streamed", "_tail", "_timed", "_uid", "_watching", "uncertainty",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +78,7 @@ class Watched:
         shadows: Sequence[ShadowPlan],
         body: bytes,
         request_id: str,
+        key: str,
         *,
         reads: bool,
     ) -> None:
@@ -85,6 +89,7 @@ class Watched:
         self._shadows = shadows
         self._body = body
         self._id = request_id
+        self._key = key
         self._reads = reads
         self._collector = Collector() if reads or shadows else None
         self._came = perf_counter()
@@ -109,7 +114,9 @@ class Watched:
             if self._uid is not None and self._timed:
                 watching.rollouts.began(self._model, self._uid, self._first - self._came)
             if self._shadows:
-                self._copies = watching.shadows.copy(self._model, self._endpoint, self._body, self._shadows, self._id)
+                self._copies = watching.shadows.copy(
+                    self._model, self._endpoint, self._body, self._shadows, self._id, self._key
+                )
         if self._shadows:
             self._body = b""
             if self._copies is None or not self._copies.wanted:  # all were dropped

@@ -74,7 +74,7 @@ def test_what_is_recorded_changes_with_the_rest_or_not_at_all(tmp_path: Path) ->
                     file.write_text(wrong)
                     with pytest.raises(ReloadError):
                         await made.reload()
-                    assert recorder._mode("chat", "") == "full"
+                    assert recorder.mode("chat", "") == "full"
                     assert recorder.telemetry.traces.join(NOTHING).sampled
 
     run(scenario())

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from flywheel.content import Mode, keep_json, keep_text
 from gateway.traffic.answers import Answer, Said, read_answer
 from gateway.traffic.shadow.compare import Comparison, compare
 from gateway.wire.shadows import ShadowPair
@@ -27,7 +28,10 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Pair(NamedTuple):
-    """A model's answer, and the body of a shadow's. ``asked``: what the shadow was asked; None: keep nothing."""
+    """A model's answer, and the body of a shadow's.
+
+    ``asked``: what the shadow was asked; None: keep nothing. ``mode``: how much may be kept of what was said.
+    """
 
     request_id: str
     model: str
@@ -37,12 +41,17 @@ class Pair(NamedTuple):
     asked: bytes | None
     answer: Answer | Said
     said: bytes
+    mode: Mode = "full"
 
 
 class Judged(NamedTuple):
-    """How the answers differ, and the `ShadowPair` as JSON; empty where it isn't to be kept."""
+    """How the answers differ, and what may be kept of that.
+
+    ``paths``: of what differs within JSON; ``line``: the `ShadowPair` as JSON, empty where it isn't to be kept.
+    """
 
     comparison: Comparison
+    paths: tuple[str, ...]
     line: bytes
 
 
@@ -59,7 +68,10 @@ def judge(pair: Pair) -> Judged | None:
     if answer is None or shadow is None or not (answer.finish_reason and shadow.finish_reason):
         return None
     comparison = compare_beginnings(answer, shadow)
-    return Judged(comparison, b"" if pair.asked is None else _line(pair, pair.asked, answer, shadow, comparison))
+    paths = tuple(path for one in comparison.fields or () if (path := keep_text(pair.mode, one)))
+    if pair.asked is None:
+        return Judged(comparison, paths, b"")
+    return Judged(comparison, paths, _line(pair, pair.asked, answer, shadow, comparison, paths))
 
 
 def compare_beginnings(first: Answer, other: Answer) -> Comparison:
@@ -78,7 +90,17 @@ def _beginning(answer: Answer) -> Answer:
     return Answer(answer.text[:_COMPARED], calls, answer.finish_reason)
 
 
-def _line(pair: Pair, asked: bytes, answer: Answer, shadow: Answer, comparison: Comparison) -> bytes:
+def _line(
+    pair: Pair, asked: bytes, answer: Answer, shadow: Answer, comparison: Comparison, paths: tuple[str, ...]
+) -> bytes:
+    agrees = comparison.agrees
+    if pair.mode != "full":
+        asked = keep_json(pair.mode, asked) or b""
+        answer, shadow = _without(pair.mode, answer), _without(pair.mode, shadow)
+        fields = None if comparison.fields is None else paths
+        left = f"{answer.text}\n{shadow.text}"  # a piece of a phone number is not in it any more
+        numbers, names = ([one for one in which if one in left] for which in (comparison.numbers, comparison.names))
+        comparison = msgspec.structs.replace(comparison, fields=fields, numbers=tuple(numbers), names=tuple(names))
     return _encode(
         ShadowPair(
             request_id=pair.request_id,
@@ -86,13 +108,19 @@ def _line(pair: Pair, asked: bytes, answer: Answer, shadow: Answer, comparison: 
             target=pair.target,
             endpoint=pair.endpoint,
             at=pair.at,
-            agrees=comparison.agrees,
+            agrees=agrees,
             request=asked.decode(errors="replace") if len(asked) <= _KEPT else None,
             answer=_kept(answer),
             shadow=_kept(shadow),
             comparison=comparison,
         )
     )
+
+
+def _without(mode: Mode, answer: Answer) -> Answer:
+    """An answer, all of it, without what ``mode`` doesn't let be kept."""
+    calls = [(name, (keep_json(mode, said.encode()) or b"").decode()) for name, said in answer.calls]
+    return Answer(keep_text(mode, answer.text), tuple(calls), answer.finish_reason)
 
 
 def _kept(answer: Answer) -> Answer:

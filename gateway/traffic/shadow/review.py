@@ -1,18 +1,20 @@
 """Where are pairs of answers kept for somebody to look at? The last ones in memory, those that differ in files as well.
 
-A file has a `gateway.wire.shadows.ShadowPair` a line; when it is full, it takes the place of the one before it. What
-users have said is in it: only its owner may read it.
+A file has a pair a line, sealed or not (`gateway.traffic.shadow.privacy`), and so has memory: who forgets a user makes
+the user's pairs unreadable in both. When a file is full, it takes the place of the one before it.
 """
 
 import os
 import re
 from collections import deque
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
+from flywheel.log import beside
+from gateway.traffic.shadow.privacy import Privacy, is_line
 from gateway.wire.shadows import ShadowPair
 
 DIFFERING: Final = 200
@@ -21,7 +23,6 @@ _BYTES: Final = 4 << 20  # of each kind in memory
 FILE_SIZE: Final = 16 << 20
 
 _SAFE: Final = re.compile(r"[^A-Za-z0-9-]")
-_pair: Final = msgspec.json.Decoder(ShadowPair)
 
 
 class Lines:
@@ -54,10 +55,12 @@ class Review:
 
     Args:
         path: the file for those that differ; None: memory is enough.
+        privacy: opens them.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, privacy: Privacy) -> None:
         self.path = path
+        self._privacy = privacy
         self.differing = Lines(DIFFERING)
         self.agreeing = Lines(AGREEING)
 
@@ -67,11 +70,21 @@ class Review:
 
     def newest(self, count: int, *, differing: bool) -> list[ShadowPair]:
         """The newest pairs, all of them or those that differ."""
-        lines = self.differing.newest(count)
-        if differing:
-            return [_pair.decode(line) for line in lines]
-        found = [_pair.decode(line) for line in lines + self.agreeing.newest(count)]
-        return sorted(found, key=lambda pair: -pair.at)[:count]
+        found = self._open(self.differing.newest(DIFFERING), count)
+        if not differing:
+            found += self._open(self.agreeing.newest(AGREEING), count)
+            found.sort(key=lambda pair: -pair.at)
+        return found[:count]
+
+    def _open(self, lines: Iterable[bytes], count: int) -> list[ShadowPair]:
+        """The first so many of those that can be read."""
+        return list(islice(self._readable(lines), count))
+
+    def _readable(self, lines: Iterable[bytes]) -> Iterator[ShadowPair]:
+        for line in lines:
+            pair = self._privacy.open(line)
+            if pair is not None:
+                yield pair
 
 
 def file_name(model: str, target: str) -> str:
@@ -87,13 +100,7 @@ def append(path: Path, lines: list[bytes], limit: int = FILE_SIZE) -> None:
     Raises:
         OSError: they couldn't be written.
     """
-    data = b"".join([line + b"\n" for line in lines])
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size + len(data) > limit:
-        os.replace(path, path.with_suffix(".old.jsonl"))
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(fd, "ab") as file:
-        file.write(data)
+    beside.append(path, lines, limit)
 
 
 def last_lines(path: Path) -> list[bytes]:
@@ -104,12 +111,4 @@ def last_lines(path: Path) -> list[bytes]:
             lines = file.read(_BYTES).splitlines()[-DIFFERING:]
     except OSError:
         return []
-    return [line for line in lines if _is_pair(line)]
-
-
-def _is_pair(line: bytes) -> bool:
-    try:
-        _pair.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return False
-    return True
+    return [line for line in lines if is_line(line)]

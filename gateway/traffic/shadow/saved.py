@@ -1,5 +1,7 @@
 """How is what is known of shadows written down, whatever the disk does? Counts in one file, pairs in one for each.
 
+With a request log, pairs lie beside it, because they hold what users said; counts stay where they are.
+
 A disk that takes nothing is said once for each file, and stops nothing: counts are written again later, pairs that are
 missing in their files are counted.
 """
@@ -11,6 +13,7 @@ import msgspec
 
 from gateway.batches.folder import reason, write_whole
 from gateway.traffic.shadow import review, standing
+from gateway.traffic.shadow.privacy import Privacy
 from gateway.traffic.shadow.review import Review
 from gateway.traffic.shadow.standing import Key, Standing
 
@@ -60,11 +63,12 @@ class Saved:
         self._failing.discard(path)
         return True
 
-    def review(self, model: str, target: str) -> Review:
-        """The pairs of a shadow, with those that were kept before."""
-        if self._folder is None:
-            return Review(None)
-        found = Review(self._folder / review.file_name(model, target))
+    def review(self, model: str, target: str, privacy: Privacy) -> Review:
+        """The pairs of a shadow, with those that were kept before, where ``privacy`` has them."""
+        folder = privacy.folder or self._folder
+        if self._folder is None or folder is None:
+            return Review(None, privacy)
+        found = Review(folder / review.file_name(model, target), privacy)
         for line in review.last_lines(found.path) if found.path is not None else ():
             found.add(line, False)
         return found

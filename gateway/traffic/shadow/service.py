@@ -21,6 +21,7 @@ from gateway.traffic.ending import Ending
 from gateway.traffic.shadow import standing
 from gateway.traffic.shadow.judging import Judged, Pair, judge_all
 from gateway.traffic.shadow.line import Line
+from gateway.traffic.shadow.privacy import KEPT, Privacy
 from gateway.traffic.shadow.request import shadow_body
 from gateway.traffic.shadow.review import Review
 from gateway.traffic.shadow.sampling import Sampling, ShadowPlan
@@ -56,14 +57,15 @@ Ask = Callable[[str, str, bytes], Awaitable[Asked]]
 class _Copy:
     """A request on its way to a shadow. ``held``: bytes that are counted for it; ``over``: nothing more comes of it."""
 
-    __slots__ = ("answer", "body", "endpoint", "held", "model", "over", "plan", "request_id", "said")
+    __slots__ = ("answer", "body", "endpoint", "held", "key", "model", "over", "plan", "request_id", "said")
 
-    def __init__(self, model: str, endpoint: str, body: bytes, plan: ShadowPlan, request_id: str) -> None:
+    def __init__(self, model: str, endpoint: str, body: bytes, plan: ShadowPlan, request_id: str, key: str) -> None:
         self.model = model
         self.endpoint = endpoint
         self.body = body
         self.plan = plan
         self.request_id = request_id
+        self.key = key
         self.answer: Answer | Said | None = None
         self.said: bytes | None = None
         self.held = len(body)
@@ -121,6 +123,7 @@ class Shadows:
         self._ask = ask
         self._leads = leads
         self._saved = Saved(folder / "shadows" if folder is not None and leads else None)
+        self._privacy = Privacy()
         self._metrics = metrics
         self._timeout = timeout
         self._clock = clock
@@ -138,6 +141,10 @@ class Shadows:
 
     # What is configured
 
+    def obey(self, privacy: Privacy) -> None:
+        """Keep no more of pairs than that. To be called before `change`."""
+        self._privacy = privacy
+
     def change(self, plans: Mapping[str, Sequence[ShadowPlan]]) -> None:
         """From now on models have these shadows. What is known of those that were there stays known."""
         if not self._leads:
@@ -152,7 +159,7 @@ class Shadows:
         for shadow in [shadow for shadow in self._reviews if shadow not in named]:
             del self._reviews[shadow]
         for shadow in named - self._reviews.keys():
-            self._reviews[shadow] = self._saved.review(*shadow)
+            self._reviews[shadow] = self._saved.review(*shadow, self._privacy)
         for key in [key for key in self._standings if key[:2] not in named]:
             del self._standings[key]
             self._changed = True
@@ -167,9 +174,18 @@ class Shadows:
         sampling = self._samplings.get(model)
         return sampling.draw(request_id) if sampling is not None else ()
 
-    def copy(self, model: str, endpoint: str, body: bytes, plans: Sequence[ShadowPlan], request_id: str) -> Copies:
+    def copy(
+        self,
+        model: str,
+        endpoint: str,
+        body: bytes,
+        plans: Sequence[ShadowPlan],
+        request_id: str,
+        key: str = "",
+    ) -> Copies:
         """Copy a request, of which an answer has begun, to these shadows; ``body`` is as the client sent it.
 
+        ``key`` is the id of its API key.
         It never waits, and never raises. Where there is no room, or nobody works (`run`), copies are dropped.
         """
         if endpoint not in ENDPOINTS:
@@ -181,7 +197,7 @@ class Shadows:
             if line is None or not room or not self._running:
                 self._lose(model, plan.target, endpoint, "dropped")
                 continue
-            copy = _Copy(model, endpoint, body, plan, request_id)
+            copy = _Copy(model, endpoint, body, plan, request_id, key)
             self._held += copy.held
             line.waiting.append(copy)
             if line.wants_asker:
@@ -293,7 +309,8 @@ class Shadows:
 
     async def _judge(self, copies: Sequence[_Copy]) -> None:
         try:
-            found = await asyncio.to_thread(judge_all, [_pair_of(copy) for copy in copies])
+            pairs = [self._pair_of(copy) for copy in copies]
+            found = await asyncio.to_thread(self._judge_and_seal, pairs)
         except Exception:
             log.exception("shadows: answers could not be compared")
             found = [None] * len(copies)
@@ -313,6 +330,20 @@ class Shadows:
         for path, lines in written.items():
             await asyncio.to_thread(self._saved.append, path, lines)
 
+    def _pair_of(self, copy: _Copy) -> Pair:
+        assert copy.answer is not None and copy.said is not None
+        mode = self._privacy.mode(copy.model, copy.key)
+        asked = copy.body if copy.plan.keep == "pairs" and mode in KEPT else None
+        which = (copy.request_id, copy.model, copy.plan.target, copy.endpoint)
+        return Pair(*which, time.time(), asked, copy.answer, copy.said, mode)
+
+    def _judge_and_seal(self, pairs: Sequence[Pair]) -> list[Judged | None]:
+        found = judge_all(pairs)
+        for place, (pair, judged) in enumerate(zip(pairs, found, strict=True)):
+            if judged is not None and judged.line and pair.asked is not None:
+                found[place] = judged._replace(line=self._privacy.seal(judged.line, pair.at, pair.asked))
+        return found
+
     async def _save_all(self) -> None:
         """Write down what is known, every few seconds."""
         while True:
@@ -325,7 +356,7 @@ class Shadows:
     def _count(self, copy: _Copy, judged: Judged) -> None:
         known = self._standing(copy.model, copy.plan.target, copy.endpoint)
         if known is not None:
-            known.add(judged.comparison)
+            known.add(judged.comparison, judged.paths)
             self._metrics.shadowed(copy.model, copy.plan.target, "compared")
             self._show_agreement(copy.model, copy.plan.target)
         self._let_go(copy)
@@ -404,17 +435,3 @@ class Shadows:
         """The newest pairs of a shadow, those that differ or all; None where there is no such shadow."""
         kept = self._reviews.get((model, target))
         return kept.newest(limit, differing=differing) if kept is not None else None
-
-
-def _pair_of(copy: _Copy) -> Pair:
-    assert copy.answer is not None and copy.said is not None
-    return Pair(
-        copy.request_id,
-        copy.model,
-        copy.plan.target,
-        copy.endpoint,
-        time.time(),
-        copy.body if copy.plan.keep == "pairs" else None,
-        copy.answer,
-        copy.said,
-    )

@@ -1,6 +1,7 @@
 """How does a shadow compare with a model so far? Counts that a restart doesn't lose."""
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -36,8 +37,8 @@ class Standing(msgspec.Struct):
     unread: int = 0
     failures: dict[str, int] = {}
 
-    def add(self, comparison: Comparison) -> None:
-        """One more pair."""
+    def add(self, comparison: Comparison, paths: Iterable[str] | None = None) -> None:
+        """One more pair. ``paths``: those of the fields that differ that may be kept; None: all of them."""
         if comparison.agrees:
             self.agreed += 1
         else:
@@ -50,8 +51,9 @@ class Standing(msgspec.Struct):
         self.shadow_refused += comparison.refusals[1]
         self.calls_differ += comparison.calls in ("arguments", "tools")
         if comparison.fields:
+            paths = comparison.fields if paths is None else paths
             self.json_differ += 1
-            for path in {_INDEX.sub("[*]", path)[:_LONGEST] for path in comparison.fields}:
+            for path in {_INDEX.sub("[*]", path)[:_LONGEST] for path in paths}:
                 _count(self.fields, path)
 
     def lose(self, loss: Loss, why: str = "") -> None:

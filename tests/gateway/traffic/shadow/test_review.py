@@ -7,6 +7,7 @@ import pytest
 from gateway.traffic.answers import Answer
 from gateway.traffic.shadow import review
 from gateway.traffic.shadow.compare import compare
+from gateway.traffic.shadow.privacy import Privacy
 from gateway.traffic.shadow.review import AGREEING, DIFFERING, Lines, Review
 from gateway.wire.shadows import ShadowPair
 
@@ -30,7 +31,7 @@ def line(number: int, agrees: bool = False) -> bytes:
 
 
 def test_the_last_ones_are_remembered() -> None:
-    kept = Review(None)
+    kept = Review(None, Privacy())
     for number in range(DIFFERING + 50):
         kept.add(line(number), False)
     for number in range(1000, 1000 + AGREEING + 50):

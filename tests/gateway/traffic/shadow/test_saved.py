@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.traffic.shadow import standing
+from gateway.traffic.shadow.privacy import Privacy
 from gateway.traffic.shadow.saved import Saved
 from gateway.traffic.shadow.standing import Standing
 from tests.gateway.traffic.shadow.test_review import line
@@ -16,7 +17,7 @@ def test_nothing_is_written_without_a_folder(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     saved = Saved(None)
     assert saved.save(standing.encode(KNOWN)) and saved.load() == {}
-    assert saved.review("chat", "next").path is None
+    assert saved.review("chat", "next", Privacy()).path is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -24,13 +25,13 @@ def test_counts_and_pairs_are_found_again(tmp_path: Path) -> None:
     saved = Saved(tmp_path / "shadows")
     assert saved.load() == {}
     assert saved.save(b"[]") and saved.save(standing.encode(KNOWN))
-    path = saved.review("chat", "next").path
+    path = saved.review("chat", "next", Privacy()).path
     assert path is not None
     saved.append(path, [line(1), line(2)])
     again = Saved(tmp_path / "shadows")
     assert again.load() == KNOWN
-    assert [pair.at for pair in again.review("chat", "next").newest(9, differing=True)] == [2.0, 1.0]
-    assert again.review("chat", "other").newest(9, differing=True) == []
+    assert [pair.at for pair in again.review("chat", "next", Privacy()).newest(9, differing=True)] == [2.0, 1.0]
+    assert again.review("chat", "other", Privacy()).newest(9, differing=True) == []
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"{}", b'[{"model": "chat"}]', b"\xff"])
