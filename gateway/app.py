@@ -104,7 +104,9 @@ class App:
         try:
             if context.draining and endpoint not in _WHILE_DRAINING:
                 raise errors.shutting_down()
-            if endpoint not in _OPEN and not exchange.background:
+            if exchange.behalf:
+                exchange.key = context.keys.called(exchange.behalf)
+            elif endpoint not in _OPEN and not exchange.background:
                 exchange.key = key = context.keys.check(exchange.authorization)
                 if endpoint.startswith("/admin/") and not key.admin:
                     raise errors.not_allowed("administer this server")

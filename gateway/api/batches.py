@@ -13,28 +13,26 @@ _encode = msgspec.json.Encoder().encode
 
 async def create_batch(context: Context, exchange: Exchange) -> None:
     """``POST /v1/batches``: answer the requests on the lines of a file, behind everybody who waits for an answer."""
-    if exchange.key.restricted:  # its lines would be asked for by nobody
-        raise errors.not_allowed("create batches: it is limited to some models, or in how much it may use")
     request = decoder.decode(await exchange.body(context.max_body))
     request.check()
-    await exchange.reply(200, _encode(await context.batches_or_503().create(request)))
+    await exchange.reply(200, _encode(await context.batches_or_503().create(request, exchange.key.id)))
 
 
 async def list_batches(context: Context, exchange: Exchange) -> None:
     """``GET /v1/batches``: the batches, the newest first unless ``order`` is asc, a page at a time."""
     query = ListQuery(exchange.query, default=20, most=MAX_LISTED)
-    found = await context.batches_or_503().list(query)
+    found = await context.batches_or_503().list(query, exchange.key.id)
     await exchange.reply(200, _encode(page(found, query.limit)))
 
 
 async def show_batch(context: Context, exchange: Exchange) -> None:
     """``GET /v1/batches/ID``: how far a batch is, and where its results are."""
-    await _reply(exchange, await context.batches_or_503().get(exchange.params["batch_id"]))
+    await _reply(exchange, await context.batches_or_503().get(exchange.params["batch_id"], exchange.key.id))
 
 
 async def cancel_batch(context: Context, exchange: Exchange) -> None:
     """``POST /v1/batches/ID/cancel``: end a batch early; the results that there are can be downloaded."""
-    await _reply(exchange, await context.batches_or_503().cancel(exchange.params["batch_id"]))
+    await _reply(exchange, await context.batches_or_503().cancel(exchange.params["batch_id"], exchange.key.id))
 
 
 async def _reply(exchange: Exchange, batch: Batch | None) -> None:

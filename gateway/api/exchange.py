@@ -50,15 +50,16 @@ class Observer(Protocol):
 class Exchange:
     """One request and its answer.
 
-    ``background`` is work that nobody waits for, such as a line of a batch. ``fault_body`` and ``fault_events`` say how
-    an error is written before an answer has begun, and in the middle of a stream: OpenAI's way, unless the endpoint has
-    another. ``headers`` are those that the endpoint adds to its answer. ``key`` is whose request it is, ``model`` what
-    the metrics count it under, ``status`` the answer's status (0 before there is one), ``params`` what the path's
-    parameters stand for. ``sent`` are the request's headers, ``session`` what they say it is part of. ``served`` is the
-    model that is to answer where a route has chosen it, ``variant`` what the answer calls it, ``only`` the target that
-    a request from within is for. ``tab`` is what it has of its key's limits, ``outcome`` what has become of an answer
-    that ended without an exception but not well. ``uncertainty`` is the mean surprisal of the answer's tokens, where it
-    is known. ``recording`` is the record that is made of the request, if there is one.
+    ``background`` is work that nobody waits for, such as a line of a batch, and ``behalf`` the id of the key that it is
+    done for, if it is done for one. ``fault_body`` and ``fault_events`` say how an error is written before an answer
+    has begun, and in the middle of a stream: OpenAI's way, unless the endpoint has another. ``headers`` are those that
+    the endpoint adds to its answer. ``key`` is whose request it is, ``model`` what the metrics count it under,
+    ``status`` the answer's status (0 before there is one), ``params`` what the path's parameters stand for. ``sent``
+    are the request's headers, ``session`` what they say it is part of. ``served`` is the model that is to answer where
+    a route has chosen it, ``variant`` what the answer calls it, ``only`` the target that a request from within is for.
+    ``tab`` is what it has of its key's limits, ``outcome`` what has become of an answer that ended without an exception
+    but not well. ``uncertainty`` is the mean surprisal of the answer's tokens, where it is known. ``recording`` is the
+    record that is made of the request, if there is one.
     """
 
     __slots__ = (
@@ -67,8 +68,10 @@ class Exchange:
         "_events",
         "_receive",
         "_send",
+        "_state",
         "authorization",
         "background",
+        "behalf",
         "complete",
         "content_type",
         "fault_body",
@@ -107,8 +110,9 @@ class Exchange:
         self.complete = False
         self.outcome: Outcome | None = None
         self.tab = Tab()
-        state = scope.get("state", {})
+        self._state = state = scope.get("state", {})
         self.background = bool(state.get("background"))
+        self.behalf: str = state.get("key", "")
         self.only: str = state.get("only", "")
         self.sent: list[tuple[bytes, bytes]] = scope["headers"]
         self.served: ServedModel | None = None
@@ -241,6 +245,7 @@ class Exchange:
         """
         if self.complete:
             return
+        self._state["fault"] = error  # who asks from within wants to know
         if self.recording is not None:
             self.recording.failed(error)
         if self.status:

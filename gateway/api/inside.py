@@ -2,28 +2,37 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.api.exchange import ClientGone, Message, Receive, Scope, Send
+from gateway.wire.errors import ApiError
 
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Answer(NamedTuple):
-    """What came back; ``retry_after`` in seconds where the answer said when to try again."""
+    """What came back; ``retry_after`` in seconds where the answer said when to try again.
+
+    ``fault`` is what kept this gateway from answering, None where somebody has answered, be it with an error.
+    """
 
     status: int
     body: bytes
     request_id: str
     retry_after: float | None
+    fault: ApiError | None = None
 
 
-async def ask(app: Application, path: str, body: bytes, only: str = "", limit: int | None = None) -> Answer:
+async def ask(
+    app: Application, path: str, body: bytes, only: str = "", limit: int | None = None, key: str = ""
+) -> Answer:
     """POST ``body``, as background work: whoever waits for an answer goes first.
 
-    ``only``: the target that is to answer, whatever the model's route says. An answer with more than ``limit`` bytes is
-    left in the middle, a little behind that.
+    ``only``: the target that is to answer, whatever the model's route says. ``key``: the id of the API key that it is
+    asked for; none: nothing limits it. An answer with more than ``limit`` bytes is left in the middle, a little behind
+    that.
     """
+    state: dict[str, Any] = {"background": True, "only": only, "key": key}
     scope: Scope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -36,7 +45,7 @@ async def ask(app: Application, path: str, body: bytes, only: str = "", limit: i
         "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
         "client": None,
         "server": None,
-        "state": {"background": True, "only": only},
+        "state": state,
     }
     received = False
     size = 0
@@ -68,4 +77,5 @@ async def ask(app: Application, path: str, body: bytes, only: str = "", limit: i
         b"".join(parts),
         headers.get(b"x-request-id", b"").decode(),
         float(retry_after) if retry_after.isdigit() else None,
+        state.get("fault"),
     )

@@ -1,7 +1,8 @@
 """Which files are kept, and how does one come and go? Content and description side by side in the data folder.
 
 ``files/ID`` is the content, ``files/ID.json`` the description. The description is written last and removed first: a
-file is there when its description is, and content without one is what a crash left.
+file is there when its description is, and content without one is what a crash left. It says to which API key the file
+belongs, by the key's id: for others there is no such file.
 """
 
 import contextlib
@@ -22,7 +23,14 @@ _PREFIX: Final = "file-"
 _DESCRIPTION: Final = ".json"
 _EXPIRE: Final[frozenset[StoredPurpose]] = frozenset({"batch", "batch_output"})  # after 30 days, as at OpenAI
 
-_decode = msgspec.json.Decoder(FileObject).decode
+
+class _Kept(FileObject, frozen=True, kw_only=True):
+    """A file as the disk has it; ``key`` is nothing that clients see."""
+
+    key: str = ""
+
+
+_decode = msgspec.json.Decoder(_Kept).decode
 _encode = msgspec.json.Encoder().encode
 
 log = logging.getLogger(__name__)
@@ -39,19 +47,19 @@ class FileStore:
     def __init__(self, folder: DataFolder, clock: Callable[[], float] = time.time) -> None:
         self._folder = folder.files
         self._clock = clock
-        self._files: dict[str, FileObject] = {}
+        self._files: dict[str, _Kept] = {}
         self._load()
 
-    def get(self, id: str) -> FileObject | None:
-        """The file called ``id``, if there is one and it hasn't expired."""
+    def get(self, id: str, key: str = "") -> FileObject | None:
+        """The file called ``id``, if the key has one and it hasn't expired."""
         found = self._files.get(id)
-        return None if found is None or self._expired(found) else found
+        return None if found is None or found.key != key or self._expired(found) else _shown(found)
 
-    def list(self, query: ListQuery) -> list[FileObject]:
-        """What ``query`` asks for, and one more where there is more."""
+    def list(self, query: ListQuery, key: str = "") -> list[FileObject]:
+        """What ``query`` asks for of the key's, and one more where there is more."""
         found = []
         for id in sorted(self._files, reverse=query.newest_first):
-            file = self.get(id) if query.reaches(id) else None
+            file = self.get(id, key) if query.reaches(id) else None
             if file is not None and query.purpose in (None, file.purpose):
                 found.append(file)
                 if len(found) > query.limit:
@@ -66,31 +74,36 @@ class FileStore:
         """A new file, of which nothing is known yet."""
         return Upload(self, self._folder / f"{new_id(_PREFIX)}{PART}")
 
-    def adopt(self, id: str, source: Path, filename: str, purpose: StoredPurpose, expires_after: int | None) -> None:
+    def adopt(
+        self, id: str, source: Path, filename: str, purpose: StoredPurpose, expires_after: int | None, key: str = ""
+    ) -> None:
         """Make the complete file at ``source`` ours, called ``id``. May be done again after a crash."""
         same_file(source, self.path(id))
-        self.describe(id, filename, purpose, expires_after)
+        self.describe(id, filename, purpose, expires_after, key)
 
-    def describe(self, id: str, filename: str, purpose: StoredPurpose, expires_after: int | None) -> FileObject:
+    def describe(
+        self, id: str, filename: str, purpose: StoredPurpose, expires_after: int | None, key: str = ""
+    ) -> FileObject:
         """Write the description of content that is in its place and on the disk."""
         now = int(self._clock())
         if expires_after is None and purpose in _EXPIRE:
             expires_after = MAX_EXPIRY
-        file = FileObject(
+        file = _Kept(
             id=id,
             bytes=self.path(id).stat().st_size,
             created_at=now,
             filename=filename,
             purpose=purpose,
             expires_at=None if expires_after is None else now + expires_after,
+            key=key,
         )
         write_whole(self._description(id), _encode(file))
         self._files[id] = file
-        return file
+        return _shown(file)
 
     def delete(self, id: str) -> bool:
         """Remove a file; False where there is none. Whoever reads it can go on."""
-        there = self.get(id) is not None
+        there = id in self._files and not self._expired(self._files[id])
         if id in self._files:
             self._description(id).unlink(missing_ok=True)
             sync_folder(self._folder)
@@ -140,13 +153,13 @@ class Upload:
     def write(self, data: bytes) -> None:
         write_all(self._fd, data)
 
-    def commit(self, filename: str, purpose: Purpose, expires_after: int | None) -> FileObject:
+    def commit(self, filename: str, purpose: Purpose, expires_after: int | None, key: str = "") -> FileObject:
         """The file is complete, and is kept."""
         os.fsync(self._fd)
         id = self._part.name.removesuffix(PART)
         os.replace(self._part, self._store.path(id))
         try:
-            return self._store.describe(id, filename, purpose, expires_after)
+            return self._store.describe(id, filename, purpose, expires_after, key)
         except OSError:
             with contextlib.suppress(OSError):
                 self._store.path(id).unlink()
@@ -157,6 +170,11 @@ class Upload:
         os.close(self._fd)
         with contextlib.suppress(OSError):
             self._part.unlink()
+
+
+def _shown(file: _Kept) -> FileObject:
+    """A file as its owner sees it."""
+    return FileObject(**{name: getattr(file, name) for name in FileObject.__struct_fields__})
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -36,19 +36,24 @@ log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch as it is kept. Its files of results are called so once they are there; ``keep_results`` in seconds."""
+    """A batch as it is kept. Its files of results are called so once they are there; ``keep_results`` in seconds.
+
+    ``key`` is the id of the API key that it was created with: its lines are answered as that key's requests, and others
+    don't find it. It is empty where no key is needed.
+    """
 
     batch: Batch
     output_id: str
     error_id: str
     keep_results: int | None = None
+    key: str = ""
 
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Record).decode
 
 
-def create(folder: Path, input: Path, asked: CreateBatch, *, now: float, window: float) -> Record:
+def create(folder: Path, input: Path, asked: CreateBatch, *, key: str = "", now: float, window: float) -> Record:
     """A new batch in a folder of its own within ``folder``, which keeps its input whatever becomes of the file.
 
     Raises:
@@ -70,6 +75,7 @@ def create(folder: Path, input: Path, asked: CreateBatch, *, now: float, window:
         output_id=new_id("file-"),
         error_id=new_id("file-"),
         keep_results=None if keep is None else keep.seconds,
+        key=key,
     )
     own = folder / batch.id
     own.mkdir(mode=0o700)
@@ -124,6 +130,11 @@ class BatchRun:
         if self._paused is not None:
             batch = msgspec.structs.replace(batch, errors=BatchErrors([self._paused]))
         return batch
+
+    @property
+    def key(self) -> str:
+        """The id of the API key that it belongs to."""
+        return self._record.key
 
     def start(self) -> None:
         """Go on from where the batch is."""
@@ -217,7 +228,10 @@ class BatchRun:
 
     async def _ask_all(self) -> None:
         try:
-            self._work = Work(self._shared, self._record.batch, self._own / _INPUT, self._opened, self._durably)
+            record = self._record
+            self._work = Work(
+                self._shared, record.batch, self._own / _INPUT, self._opened, self._durably, key=record.key
+            )
             await self._work.run()
         finally:
             self._work = None
@@ -271,7 +285,7 @@ class BatchRun:
             if path is not None:
                 await self._durably(
                     lambda id=id, path=path, name=name: self._shared.threads.run(  # type: ignore[misc]
-                        self._shared.store.adopt, id, path, name, "batch_output", record.keep_results
+                        self._shared.store.adopt, id, path, name, "batch_output", record.keep_results, record.key
                     )
                 )
                 kept[field] = id

@@ -115,22 +115,23 @@ class Batches:
         """
         return (await self._open()).shared.store
 
-    async def create(self, asked: CreateBatch) -> Batch:
-        """A new batch, which is under way from now on.
+    async def create(self, asked: CreateBatch, key: str = "") -> Batch:
+        """A new batch, which is under way from now on, for whoever has the API key with the id ``key``.
 
         Raises:
             ApiError: 400, the input is no file for batches; 503, the batch can't be kept.
         """
         opened = await self._open()
         store = opened.shared.store
-        file = store.get(asked.input_file_id)
+        file = store.get(asked.input_file_id, key)
         if file is None:
             raise errors.invalid_value("input_file_id", f"no such file: '{asked.input_file_id}'")
         if file.purpose != "batch":
             raise errors.invalid_value("input_file_id", f"the file's purpose is '{file.purpose}', not 'batch'")
         try:
+            input, now = store.path(file.id), self._clock()
             record = await self.threads.run(
-                run.create, opened.folder.batches, store.path(file.id), asked, now=self._clock(), window=self._window
+                run.create, opened.folder.batches, input, asked, key=key, now=now, window=self._window
             )
         except OSError as error:
             raise disk_refused(error) from error
@@ -139,24 +140,24 @@ class Batches:
             found.start()
         return found.batch
 
-    async def get(self, id: str) -> Batch | None:
-        """The batch called ``id``, if there is one."""
-        found = (await self._open()).runs.get(id)
+    async def get(self, id: str, key: str = "") -> Batch | None:
+        """The batch called ``id``, if the key has one."""
+        found = await self._find(id, key)
         return None if found is None else found.batch
 
-    async def list(self, query: ListQuery) -> list[Batch]:
-        """What ``query`` asks for, and one more where there is more."""
+    async def list(self, query: ListQuery, key: str = "") -> list[Batch]:
+        """What ``query`` asks for of the key's, and one more where there is more."""
         runs = (await self._open()).runs
-        ids = [id for id in sorted(runs, reverse=query.newest_first) if query.reaches(id)]
+        ids = [id for id in sorted(runs, reverse=query.newest_first) if query.reaches(id) and runs[id].key == key]
         return [runs[id].batch for id in ids[: query.limit + 1]]
 
-    async def cancel(self, id: str) -> Batch | None:
-        """The batch called ``id``, if there is one, which ends early.
+    async def cancel(self, id: str, key: str = "") -> Batch | None:
+        """The batch called ``id``, if the key has one, which ends early.
 
         Raises:
             ApiError: 409, it has ended already; 503, it can't be written down.
         """
-        found = (await self._open()).runs.get(id)
+        found = await self._find(id, key)
         if found is None:
             return None
         try:
@@ -165,6 +166,10 @@ class Batches:
         except OSError as error:
             raise disk_refused(error) from error
         return found.batch
+
+    async def _find(self, id: str, key: str) -> run.BatchRun | None:
+        found = (await self._open()).runs.get(id)
+        return found if found is not None and found.key == key else None
 
     async def _open(self) -> _Opened:
         async with self._opening:

@@ -2,13 +2,18 @@
 
 Requests are handed out as places become free, answers come in any order. They are collected for a moment and then
 written together, so that the disk is waited for once for many.
+
+They count for the API key that the batch was created with. Where one of its limits is reached they wait, in no place
+that others could have, and not more of them are tried than are likely to be let in (`gateway.batches.pace`).
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +22,7 @@ import msgspec
 from gateway.api.inside import Answer, ask
 from gateway.batches.folder import outlast
 from gateway.batches.lines import Line, Lines, decode_line
+from gateway.batches.pace import Pace
 from gateway.batches.results import Outcome, Results, answered
 from gateway.batches.shared import Shared, Stopped
 from gateway.wire import errors
@@ -25,6 +31,8 @@ from gateway.wire.batches import Batch
 _LINGER: Final = 0.05
 _MAX_PENDING: Final = 8 << 20  # bytes of answers that wait for the disk; no request is handed out beyond
 _AGAIN: Final = frozenset({429, 503})
+_LIMITED: Final = "rate_limit_exceeded"
+_OF_KEYS: Final = frozenset({_LIMITED, "insufficient_quota"})  # of a day's tokens none come back within the window
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
 
@@ -47,14 +55,20 @@ class Work:
 
     Args:
         durably: does what it is given until the disk takes it.
+        key: the id of the API key for which they are asked.
     """
 
-    def __init__(self, shared: Shared, batch: Batch, input: Path, results: Results, durably: Durably) -> None:
+    def __init__(
+        self, shared: Shared, batch: Batch, input: Path, results: Results, durably: Durably, *, key: str = ""
+    ) -> None:
         self._shared = shared
         self._batch = batch
         self._input = input
         self._results = results
         self._durably = durably
+        self._key = key
+        self._pace = Pace()
+        self._again: deque[Line] = deque()
         self._handing_out: asyncio.Task[None] | None = None
         self._pending: dict[Outcome, list[tuple[int, bytes]]] = {"completed": [], "failed": []}
         self._pending_bytes = 0
@@ -96,17 +110,35 @@ class Work:
             self._handing_out.cancel()
 
     async def _hand_out(self, lines: Lines, requests: asyncio.TaskGroup, fault: list[OSError]) -> None:
-        places = self._shared.places
+        places, pace = self._shared.places, self._pace
+
+        def over(_: object) -> None:
+            places.release()
+            pace.leave()
+
         try:
-            while (block := await self._shared.threads.run(lines.take)) is not None:
-                for line in block:
-                    if self._results.done(line.number):
-                        continue
+            async with contextlib.aclosing(self._undone(lines)) as undone:
+                async for line in undone:
                     await self._room.wait()
+                    await pace.enter()
                     await places.acquire()
-                    requests.create_task(self._answer(line)).add_done_callback(lambda _: places.release())
+                    requests.create_task(self._answer(line)).add_done_callback(over)
         except OSError as error:
             fault.append(error)
+
+    async def _undone(self, lines: Lines) -> AsyncGenerator[Line]:
+        """The lines without a result, and again those for which a limit was reached, until all have one."""
+        while (block := await self._shared.threads.run(lines.take)) is not None:
+            for line in block:
+                if not self._results.done(line.number):
+                    yield line
+                while self._again:
+                    yield self._again.popleft()
+        while self._again or self._pace.busy:
+            if self._again:
+                yield self._again.popleft()
+            else:
+                await self._pace.left()
 
     async def _answer(self, line: Line) -> None:
         """Get the answer to one line, and have it written down."""
@@ -118,6 +150,11 @@ class Work:
             answer = _refused(errors.internal_error())
         if answer is None:
             return
+        if answer.fault is not None and answer.fault.code == _LIMITED and answer.retry_after is not None:
+            self._pace.slow_down(answer.retry_after)
+            self._again.append(line)
+            return
+        self._pace.speed_up()
         text = answered(self._batch.id, line.number, request.custom_id, answer.status, answer.request_id, answer.body)
         self._pending["completed" if answer.status < 400 else "failed"].append((line.number, text))
         self._pending_bytes += len(text)
@@ -131,8 +168,8 @@ class Work:
             return _refused(errors.unsupported_parameter("stream", "the answers of a batch are collected in a file"))
         pause = _FIRST_PAUSE
         while True:
-            answer = await ask(self._shared.app, self._batch.endpoint, body)
-            if answer.status not in _AGAIN:
+            answer = await ask(self._shared.app, self._batch.endpoint, body, key=self._key)
+            if answer.status not in _AGAIN or (answer.fault is not None and answer.fault.code in _OF_KEYS):
                 return answer
             try:
                 await self._shared.pause(max(answer.retry_after or 0.0, pause) * random.uniform(1.0, 1.5))

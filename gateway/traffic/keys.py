@@ -104,11 +104,6 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
         """Whether anything that it uses up is limited."""
         return bool(self.limits) or any(self.model_limits.values())
 
-    @property
-    def restricted(self) -> bool:
-        """Whether there is any model or any amount that is too much for it."""
-        return self.models is not None or self.limited
-
     def accounts(self, model: str) -> tuple[Account, ...]:
         """Where a request for ``model`` counts; nowhere if nothing is limited."""
         own = (Account(self.id, self.limits),) if self.limits else ()
@@ -133,12 +128,14 @@ class Keyring:
         clock: seconds since the epoch.
     """
 
-    __slots__ = ("_clock", "_foreign", "_known", "_latest", "_latest_key", "_pepper", "_seen")
+    __slots__ = ("_by_id", "_clock", "_foreign", "_known", "_latest", "_latest_key", "_pepper", "_seen")
 
     def __init__(self, keys: Iterable[tuple[KeyHash, Key]] = (), clock: Callable[[], float] = time.time) -> None:
         self._known: dict[str, dict[bytes, tuple[bytes, Key]]] = {}
+        self._by_id: dict[str, Key] = {}
         for (salt, digest), key in keys:
             self._known.setdefault(salt, {})[digest[:8]] = digest, key
+            self._by_id[key.id] = key
         self._foreign = ["", *(salt for salt in self._known if salt and not _OWN_SALT.fullmatch(salt))]
         self._pepper = secrets.token_bytes(32)
         self._seen: dict[bytes, Key] = {}
@@ -166,6 +163,22 @@ class Keyring:
             seen = blake2b(authorization, key=self._pepper, digest_size=16).digest()
             key = self._seen.get(seen) or self._recognise(authorization, seen)
             self._latest, self._latest_key = authorization, key
+        return self._still_good(key)
+
+    def called(self, id: str) -> Key:
+        """The key with this ``id``, on behalf of whose owner something goes on.
+
+        Raises:
+            ApiError: 401; there is no such key any more, or it has expired.
+        """
+        if not self._known:
+            return ANYBODY
+        key = self._by_id.get(id)
+        if key is None:
+            raise errors.invalid_key(f"The API key '{id}', for which this was to be done, is not known here any more.")
+        return self._still_good(key)
+
+    def _still_good(self, key: Key) -> Key:
         if key.expires is not None and self._clock() >= key.expires:
             raise errors.invalid_key("The API key has expired.")
         return key

@@ -93,12 +93,14 @@ async def with_files(
         yield gateway
 
 
-async def upload(batches: Batches, data: bytes, purpose: Purpose = "batch", keep: int | None = None) -> FileObject:
+async def upload(
+    batches: Batches, data: bytes, purpose: Purpose = "batch", keep: int | None = None, key: str = ""
+) -> FileObject:
     store = await batches.files()
     new = store.begin()
     try:
         new.write(data)
-        return new.commit("input.jsonl", purpose, keep)
+        return new.commit("input.jsonl", purpose, keep, key)
     finally:
         new.discard()
 

@@ -75,7 +75,7 @@ def test_from_the_input_to_the_output(tmp_path: Path) -> None:
             assert (file.purpose, file.filename) == ("batch_output", f"{batch.id}_output.jsonl")
             assert sorted(os.listdir(tmp_path / "d" / "batches" / batch.id)) == ["batch.json"]
         (scope, *_) = app.scopes
-        assert scope["state"] == {"background": True, "only": ""}
+        assert scope["state"] == {"background": True, "only": "", "key": ""}
         assert (scope["method"], scope["path"]) == ("POST", ENDPOINT)
 
     run(scenario())

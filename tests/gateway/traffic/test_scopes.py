@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from gateway.traffic.keys import Key, Keyring, hash_key
-from gateway.traffic.limits.limit import Limits
 from tests.gateway.harness import Answer, chat, run, serving
 from tests.gateway.lane import harness as lane_harness
 from tests.gateway.lane.harness import lane
@@ -20,7 +19,6 @@ KEYS = {
     "other": Key(id="b", models=frozenset({"other"})),
     "admin": Key(id="c", models=frozenset(), admin=True),
     "all": Key(id="d"),
-    "few": Key(id="e", limits=Limits(concurrent=1)),
 }
 
 
@@ -75,18 +73,6 @@ def test_only_an_admin_key_administers(model_folder: Path) -> None:
             assert code(await gateway.post("/admin/reload", b"", authorization="Bearer all")) == (403, "not_allowed")
             assert code(await gateway.post("/admin/reload", b"", authorization="Bearer admin")) == (409, "conflict")
             assert (await gateway.post("/admin/reload", b"")).status == 401
-
-    run(scenario())
-
-
-def test_who_is_limited_creates_no_batches(model_folder: Path) -> None:
-    async def scenario() -> None:
-        async with serving(model_folder) as gateway:
-            gateway.context.keys = ring(**KEYS)
-            for key in ("fake", "few"):
-                refused = await gateway.post("/v1/batches", {}, authorization=f"Bearer {key}")
-                assert code(refused) == (403, "not_allowed")
-            assert (await gateway.post("/v1/batches", {}, authorization="Bearer all")).status == 400
 
     run(scenario())
 
