@@ -38,10 +38,10 @@ class Outputs:
         self.outputs: list[bytes] = []
         end: Any = Recorder.end
 
-        def noting(recorder: Recorder, record: Record, *more: Any) -> None:
+        def noting(recorder: Recorder, record: Record, asked: bytes | None, answered: bytes | None, *more: Any) -> None:
             self.records.append(record)
-            self.outputs.append((record.content.output if record.content is not None else None) or b"")
-            end(recorder, record, *more)
+            self.outputs.append(answered or b"")
+            end(recorder, record, asked, answered, *more)
 
         monkeypatch.setattr(Recorder, "end", noting)
 
