@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _FORMAT: Final = b"\x01"
 _NONCE: Final = 12
-_KNOWN_FOR: Final = 60.0  # seconds until a process notices that another one has forgotten a key
+_LOOK_AFTER: Final = 1.0  # seconds until a process notices that another one has forgotten a key, or the whole file
 _MOST_KNOWN: Final = 10_000
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS secret (one INTEGER PRIMARY KEY CHECK (one = 1), bytes BLOB NOT NULL);
@@ -44,6 +44,9 @@ def keys_path(folder: Path) -> Path:
 class UserKeys:
     """The keys in ``path``, which is made if need be. For any thread; several processes may have the same file.
 
+    Who deletes the file forgets all users. A new one is begun then: what is sealed under keys that only this process
+    has could never be opened.
+
     Args:
         path: the file.
         durable: a new key is on the disk before anything is sealed under it. Without it, a key survives the process,
@@ -54,21 +57,58 @@ class UserKeys:
     """
 
     def __init__(self, path: Path, *, durable: bool = False) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
         self._path = path
         self._lock = threading.Lock()
-        self._file = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
         self._synchronous = "FULL" if durable else "OFF"
+        self._open()
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)
+        place = self._there()
+        self._file = sqlite3.connect(self._path, timeout=5.0, isolation_level=None, check_same_thread=False)
         for setting in ("secure_delete = ON", f"synchronous = {self._synchronous}", "journal_mode = TRUNCATE"):
             self._file.execute(f"PRAGMA {setting}")
         self._file.executescript(_TABLES)
         self._file.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", [urandom(32)])
         self._secret: bytes = self._file.execute("SELECT bytes FROM secret").fetchone()[0]
-        self._known: dict[bytes, tuple[AESGCM, float]] = {}
+        self._known: dict[bytes, AESGCM] = {}
+        self._version = self._changes()
+        self._look_at = monotonic() + _LOOK_AFTER
+        self._place = place
+
+    def _there(self) -> tuple[int, int] | None:
+        """Which file it is that is there now."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _changes(self) -> int:
+        """Another number once another process has changed something."""
+        return int(self._file.execute("PRAGMA data_version").fetchone()[0])
+
+    def _look(self) -> None:
+        """Notice what others have done to the file."""
+        with self._lock:
+            if self._there() != self._place:
+                self._file.close()
+                self._open()
+                return
+            version, self._version = self._version, self._changes()
+            if version != self._version:
+                self._known.clear()
+            self._look_at = monotonic() + _LOOK_AFTER
 
     def hash(self, text: bytes) -> bytes:
-        """A keyed hash, of 16 bytes: equal for equal texts, and tells nothing without the file."""
+        """A keyed hash, of 16 bytes: equal for equal texts, and tells nothing without the file.
+
+        Raises:
+            OSError, sqlite3.Error: the file has gone, and can't be made anew.
+        """
+        if monotonic() >= self._look_at:
+            self._look()
         return blake2b(text, digest_size=16, key=self._secret).digest()
 
     def owner(self, user: str) -> bytes:
@@ -164,10 +204,9 @@ class UserKeys:
     def _key(self, owner: bytes) -> AESGCM:
         """The user's key, a new one for a new user."""
         with self._lock:
-            now = monotonic()
             known = self._known.get(owner)
-            if known is not None and now < known[1]:
-                return known[0]
+            if known is not None:
+                return known
             found = self._file.execute("SELECT key FROM keys WHERE user = ?", [owner]).fetchone()
             if found is None:
                 self._file.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", [owner, AESGCM.generate_key(256)])
@@ -175,5 +214,5 @@ class UserKeys:
             key = AESGCM(found[0])
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[owner] = (key, now + _KNOWN_FOR)
+            self._known[owner] = key
             return key

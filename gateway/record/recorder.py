@@ -9,13 +9,14 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from flywheel.content import MODES, Mode, keep, keep_feedback, keep_fields
 from flywheel.log import Durability, Log
-from flywheel.record import Content, Feedback, Record, encode
+from flywheel.record import Content, Feedback, Record
 from gateway.telemetry.telemetry import Telemetry
 from gateway.telemetry.trace import NO_TRACE, NOTHING, Carried, Trace, Traces
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _REMEMBERED: Final = 10_000  # ids of requests, or twice as many, to tell those apart that clients give twice
+_LOOK_AFTER: Final = 1.0  # seconds until the users' keys are looked for again
+_COMPLAIN_EVERY: Final = 5.0  # seconds
 _OTHER: Final = "\0"  # a model that no setting is about, whatever a client calls it
 
 Done = Callable[[bool], None]
@@ -76,7 +79,9 @@ class Recorder:
         self._ids: set[str] = set()
         self._older_ids: set[str] = set()
         self._keys: UserKeys | None = None
-        self._warned = False
+        self._look_at = 0.0
+        self._unsaid = 0
+        self._complain_at = 0.0
 
     def change(self, plan: RecordPlan | None) -> bool:
         """Keep more or less of what is said from now on; False where a plan wants more than that."""
@@ -93,10 +98,7 @@ class Recorder:
         """Close what an earlier process left open, and be ready. Called in the event loop."""
         if self.log is not None and self._plan is not None:
             self.log.start()
-            from flywheel.user_keys import UserKeys, keys_path  # OpenSSL's megabytes are for who has a log
-
-            with contextlib.suppress(OSError, sqlite3.Error):
-                self._keys = UserKeys(keys_path(Path(self._plan.path)), durable=self._plan.durability == "disk")
+            self._open_keys(self._plan)
         if self.telemetry is not None:
             self.telemetry.start()
 
@@ -132,7 +134,16 @@ class Recorder:
     @property
     def keys(self) -> "UserKeys | None":
         """The users' keys, where they can be had."""
+        if self._keys is None and self._plan is not None and monotonic() >= self._look_at:
+            self._open_keys(self._plan)
         return self._keys
+
+    def _open_keys(self, plan: RecordPlan) -> None:
+        from flywheel.user_keys import UserKeys, keys_path  # OpenSSL's megabytes are for who has a log
+
+        self._look_at = monotonic() + _LOOK_AFTER
+        with contextlib.suppress(OSError, sqlite3.Error):
+            self._keys = UserKeys(keys_path(Path(plan.path)), durable=plan.durability == "disk")
 
     def mode(self, model: str, key: str) -> Mode:
         """How much is kept of requests for ``model`` by ``key``."""
@@ -154,7 +165,7 @@ class Recorder:
         if self.log is not None:
             if self._strict:
                 keep_fields(self.mode(record.request_model, record.key), record)
-            self.log.begin(record.request_id, encode(record))
+            self.log.begin(record)
 
     def end(self, record: Record, asked: bytes | None, answered: bytes | None, trace: Trace, done: Done | None) -> None:
         """A request is over; ``asked`` is its body, where that has come, ``answered`` its answer, if there is one."""
@@ -165,7 +176,7 @@ class Recorder:
         if self.log is not None:
             if asked is not None:
                 record.content = self._content(record, asked, answered)
-            self.log.append(record.request_id, encode(record), done)
+            self.log.append(record, done)
         elif done is not None:
             done(False)
 
@@ -173,13 +184,17 @@ class Recorder:
         """Of what was said what the mode lets be kept, sealed under its user's key where there is a user."""
         try:
             mode = self.mode(record.request_model, record.key)
-            if self._keys is None and mode != "none":
+            keys = self.keys
+            if keys is None and mode != "none":
                 raise OSError("the users' keys can't be had")
-            return keep(mode, asked, answered, user=record.user, keys=self._keys)
+            return keep(mode, asked, answered, user=record.user, keys=keys)
         except Exception as error:  # whatever it is: that there was a request, is on record
-            if not self._warned:
-                log.error("what was said can't be recorded, only that it was: %s", error)
-            self._warned = True
+            self._unsaid += 1
+            if (now := monotonic()) >= self._complain_at:
+                self._complain_at = now + _COMPLAIN_EVERY
+                log.error(
+                    "what was said can't be recorded, only that it was, of %d since the start: %s", self._unsaid, error
+                )
             return Content("none")
 
     def feedback(self, feedback: Feedback, done: Done) -> None:
@@ -187,9 +202,10 @@ class Recorder:
         if self.log is None or self._plan is None:
             done(False)
             return
-        mode = self._plan.keys.get(feedback.key, self._plan.content)
+        mode = self.mode("", feedback.key)  # nobody knows here of which model's answer it is
         try:
-            kept = keep_feedback(mode if self._keys is not None else "none", feedback, self._keys)
-        except sqlite3.Error:
+            keys = self.keys
+            kept = keep_feedback(mode if keys is not None else "none", feedback, keys)
+        except (OSError, sqlite3.Error):
             kept = keep_feedback("none", feedback)
-        self.log.feedback(kept.request_id, encode(kept), done)
+        self.log.feedback(kept, done)

@@ -133,8 +133,27 @@ def test_another_process_notices_an_erasure(tmp_path: Path, keys: UserKeys, monk
     other = UserKeys(tmp_path / "keys.sqlite")
     keys.seal("ann", {})
     other.erase("ann")
+    assert other.unseal("ann", keys.seal("ann", {})) is None
     monkeypatch.setattr("flywheel.user_keys.monotonic", lambda: 1e12)
     assert other.unseal("ann", keys.seal("ann", {"input": b"new"})) == {"input": b"new"}
+
+
+def test_nothing_is_sealed_under_keys_that_nobody_has(
+    tmp_path: Path, keys: UserKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is deleted under the process that uses it, and for a while none can be made."""
+    keys.seal("ann", {})
+    monkeypatch.setattr("flywheel.user_keys.monotonic", iter(range(10**9, 2 * 10**9, 10)).__next__)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    tmp_path.rename(tmp_path.with_name("moved"))
+    tmp_path.write_text("a file where the folder should be")
+    for _ in range(2):
+        with pytest.raises(OSError):
+            keys.seal("ann", {})
+    tmp_path.unlink()
+    sealed = keys.seal("ann", {"input": b"new"})
+    assert UserKeys(tmp_path / "keys.sqlite").unseal("ann", sealed) == {"input": b"new"}
 
 
 def test_many_users_are_not_all_remembered(keys: UserKeys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,7 +347,9 @@ def test_the_same_id_twice_is_two_records(tmp_path: Path, model_folder: Path) ->
     run(scenario())
 
 
-def test_serving_goes_on_where_the_log_cannot_be_written(tmp_path: Path, model_folder: Path) -> None:
+def test_serving_goes_on_where_the_log_cannot_be_written(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         (tmp_path / "log").write_text("a file where the folder should be")
         async with (
@@ -358,6 +360,14 @@ def test_serving_goes_on_where_the_log_cannot_be_written(tmp_path: Path, model_f
                 assert (await gateway.post(chat(model="plain"))).status == 200
             assert gateway.context.recorder is not None and gateway.context.recorder.log is not None
             assert gateway.context.recorder.log.trouble
+            assert caplog.text.count("what was said can't be recorded") == 1
+
+            monkeypatch.setattr("gateway.record.recorder._LOOK_AFTER", 0.0)
+            gateway.context.recorder._look_at = 0.0
+            (tmp_path / "log").unlink()
+            await gateway.post(chat(model="plain", user="ann"))
+            record = await record_of(tmp_path, 6)
+            assert b"hi" in said(tmp_path, record)[0]
 
     run(scenario())
 
