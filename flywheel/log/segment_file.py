@@ -55,6 +55,14 @@ class SegmentFile:
         """Whether somebody has removed the file that we write into."""
         return os.fstat(self._file).st_nlink == 0
 
+    @property
+    def astray(self) -> bool:
+        """Whether it isn't where it was: it was removed, or it was moved with its folder."""
+        try:
+            return not os.path.samestat(os.stat(self._path), os.fstat(self._file))
+        except FileNotFoundError:
+            return True
+
     def append(self, pieces: Sequence[bytes]) -> None:
         """Write ``pieces`` one after the other: all of them, or none that counts.
 
