@@ -188,13 +188,14 @@ class SegmentWriter:
             file.close()
 
     def _look(self, now: float) -> None:
-        """Notice that the segment was removed; what was in it is gone."""
+        """Notice that the segment was removed, and what was in it is gone; or that it was moved, and is elsewhere."""
         self._look_at = now + _LOOK_AFTER
-        if self._file is None or not self._file.deleted:
+        if self._file is None or not self._file.astray:
             return
+        if self._file.deleted:
+            self.deleted += self._records
         self._file.abandon()
         self._file = None
-        self.deleted += self._records
         self._records = 0
         self._forget_place()
 
