@@ -65,6 +65,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/admin/rollouts/{model}": {"GET": rollouts.show_rollout, "POST": rollouts.change_rollout},
     "/admin/shadows": {"GET": shadows.list_shadows},
     "/admin/shadows/pairs": {"GET": shadows.list_pairs},
+    "/health": {"GET": health.well},
     "/health/live": {"GET": health.live},
     "/health/ready": {"GET": health.ready},
     "/metrics": {"GET": health.metrics},
@@ -72,7 +73,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
 }
 _ANTHROPIC: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 _find: Final = Routes(ROUTES).find
-_WHILE_DRAINING: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
+_WHILE_DRAINING: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 _OPEN: Final = _WHILE_DRAINING | {"/openapi.json"}  # to everybody, key or not
 _CLIENT_GONE: Final = 499  # nginx's status for it, in metrics only
 

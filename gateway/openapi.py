@@ -101,6 +101,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
             "differing": {"type": "boolean"},
         },
     ),
+    ("GET", "/health"): Operation(None),
     ("GET", "/health/live"): Operation(None),
     ("GET", "/health/ready"): Operation(None),
     ("GET", "/metrics"): Operation(None),

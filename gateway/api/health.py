@@ -13,6 +13,11 @@ async def live(context: Context, exchange: Exchange) -> None:
     await exchange.reply(200, b'{"status":"live"}')
 
 
+async def well(context: Context, exchange: Exchange) -> None:
+    """``GET /health``: the same as ``/health/ready``, where routers look for it."""
+    await ready(context, exchange)
+
+
 async def ready(context: Context, exchange: Exchange) -> None:
     """``GET /health/ready``: 200 when some model answers, with those that don't in ``away``; else 503 and why."""
     reason = context.not_ready

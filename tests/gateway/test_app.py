@@ -14,7 +14,7 @@ from tests.gateway.harness import chat, read_answer, request_bytes, run, serving
 def test_unknown_paths_and_methods(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder) as gateway:
-            for path in ("/", "/v1", "/v1/chat", "/v1/models/", "/v1/images", "/health"):
+            for path in ("/", "/v1", "/v1/chat", "/v1/models/", "/v1/images", "/healthy"):
                 found = await gateway.get(path)
                 assert (found.status, found.json["error"]["code"]) == (404, "not_found")
             for path, methods in ROUTES.items():

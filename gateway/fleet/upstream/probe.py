@@ -117,6 +117,9 @@ class Prober:
             except msgspec.MsgspecError:
                 if not target.configured:
                     log.warning("upstream=%s /v1/models isn't OpenAI's list: it gets any name", target.name)
+            else:
+                if not listed:
+                    raise Fault("garbage", "/v1/models lists none: it is still loading")
         models = target.models if target.configured else frozenset(model.id for model in listed) or ANY_MODEL
         continues = _continues(listed, target.options.continuing)
         target.max_len = min((model.max_model_len or 0 for model in listed), default=0)

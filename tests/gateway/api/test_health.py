@@ -9,7 +9,8 @@ def test_ready(model_folder: Path) -> None:
     async def scenario() -> None:
         async with serving(model_folder) as gateway:
             assert (await gateway.get("/health/live")).json == {"status": "live"}
-            assert (await gateway.get("/health/ready")).json == {"status": "ready", "away": {}}
+            for path in ("/health/ready", "/health"):
+                assert (await gateway.get(path)).json == {"status": "ready", "away": {}}
 
     run(scenario())
 

@@ -303,6 +303,18 @@ def test_nobody_there_is_a_503_that_says_when_to_try_again() -> None:
     run(scenario())
 
 
+def test_an_upstream_that_is_still_loading_gets_no_requests() -> None:
+    async def scenario() -> None:
+        async with Upstream(models=()) as upstream, lane(upstream, ready=False) as gateway:
+            await asyncio.sleep(0.05)
+            assert (await gateway.post(chat())).status == 503
+            upstream.models = ("m",)
+            await until(lambda: gateway.targets[0].up)
+            assert (await gateway.post(chat())).status == 200
+
+    run(scenario())
+
+
 def test_an_upstream_that_is_silent_to_probes_gets_no_requests() -> None:
     async def scenario() -> None:
         async with Upstream() as stalled, Upstream() as good, lane(stalled, good) as gateway:
