@@ -30,11 +30,12 @@ from gateway.settings import Settings, SettingsError
 from gateway.telemetry.telemetry import Telemetry
 from gateway.text.template import TemplateError
 from gateway.text.tokenizer import TokenizerError
-from gateway.traffic.leader import Followers, ToLeader
+from gateway.traffic.leader import Followers, Report, ToLeader
 from gateway.traffic.limits.stores import make_store
 from gateway.traffic.rollout.service import Rollouts
 from gateway.traffic.routes import Route
 from gateway.traffic.shadow.privacy import Privacy
+from gateway.traffic.shadow.reports import CopiesLost, PairJudged
 from gateway.traffic.shadow.service import ANSWER_LIMIT, Asked, Shadows
 from gateway.traffic.watching import Watching
 
@@ -93,10 +94,10 @@ class Serving:
         self._rollouts = context.rollouts = Rollouts(data, leads=leads, to_leader=to_leader, followed=followed)
         self._together: Followers | ToLeader | None = to_leader
         if leader is not None and leads:
-            self._together = Followers(leader, self._rollouts.take, self._rollouts.lose)
+            self._together = Followers(leader, self._take, self._rollouts.lose)
         self._rollouts.on_change = self._weigh
         context.metrics.rollouts.watch(self._rollouts)
-        self._shadows = context.shadows = Shadows(self._ask, data, context.metrics, leads=leads)
+        self._shadows = context.shadows = Shadows(self._ask, data, context.metrics, to_leader=to_leader)
         context.watching = Watching(self._rollouts, self._shadows)
         self._counting: Counting | None = None
         self._targets: dict[str, RunningTarget] = {}
@@ -119,6 +120,13 @@ class Serving:
         self._count(plan)
         self._record(plan)
         self._switch(plan, targets, passings)
+
+    def _take(self, process: int, report: Report) -> None:
+        """What another gateway process has seen."""
+        if isinstance(report, PairJudged | CopiesLost):
+            self._shadows.take(report)
+        else:
+            self._rollouts.take(process, report)
 
     def answer_with(self, app: Application) -> None:
         """Let requests from within, such as shadows, be answered by ``app``."""

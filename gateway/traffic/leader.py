@@ -19,14 +19,15 @@ import msgspec
 
 from engine.link import FrameReader
 from gateway.traffic.rollout.reports import Began, Came, Ended
+from gateway.traffic.shadow.reports import CopiesLost, PairJudged
 
 EVERY: Final = 0.1
 """Seconds between two messages of a follower."""
-BEHIND: Final = 4 << 20
+BEHIND: Final = 16 << 20
 """Bytes that may wait for a leader that is slow."""
 _WAITING: Final = 100_000  # reports that may wait for the next message
 
-Report = Came | Began | Ended
+Report = Came | Began | Ended | PairJudged | CopiesLost
 """What a follower tells: all of it is understood on the other side, which runs the same code."""
 
 _encode_into: Final = msgspec.msgpack.Encoder().encode_into

@@ -62,7 +62,10 @@ class Shadow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShadowList(msgspec.Struct, frozen=True):
-    """All shadows. ``unwritten``: pairs that are missing in the files for review, because the disk didn't take them."""
+    """All shadows. ``unwritten``: pairs that are missing in the files for review, because the disk didn't take them.
+
+    Of several gateway processes, standings and pairs are those of all, the rest that of the one that leads.
+    """
 
     shadows: list[Shadow]
     unwritten: int

@@ -22,7 +22,7 @@ import msgspec
 
 from gateway.batches.folder import outlast
 from gateway.traffic.ending import Ending
-from gateway.traffic.leader import EVERY, Report, ToLeader
+from gateway.traffic.leader import EVERY, ToLeader
 from gateway.traffic.rollout.outcome import READ_ANSWERS, outcome_of
 from gateway.traffic.rollout.reports import Began, Came, Ended, Reporting, short
 from gateway.traffic.rollout.rollout import Rollout, RolloutPlan
@@ -196,7 +196,7 @@ class Rollouts:
         """Requests that count for no rollout, because the process that leads could not be told of them."""
         return self._reporting.untold if self._reporting is not None else 0
 
-    def take(self, process: int, report: Report) -> None:
+    def take(self, process: int, report: Came | Began | Ended) -> None:
         """What another process, which is called ``process``, has seen."""
         entry = self._entries.get(report.model)
         if entry is None:

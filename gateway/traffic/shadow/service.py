@@ -4,6 +4,8 @@ A copy of a request waits in its target's `Line` from the primary's first byte o
 end. A thread then makes of both answers what `gateway.traffic.shadow.judging` says, for up to a quarter of the time;
 what operators see is counted here. Everything is bounded: the copies that wait for a target and that it is answering,
 the bytes of all copies together, the time and the size of an answer. What has no room is dropped and counted.
+
+Of several gateway processes each has its own copies, and tells the one that leads what came of them.
 """
 
 import asyncio
@@ -18,10 +20,12 @@ from gateway.telemetry.lines import about
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.answers import ENDPOINTS, Answer, Said
 from gateway.traffic.ending import Ending
+from gateway.traffic.leader import ToLeader
 from gateway.traffic.shadow import standing
 from gateway.traffic.shadow.judging import Judged, Pair, judge_all
 from gateway.traffic.shadow.line import Line
 from gateway.traffic.shadow.privacy import KEPT, Privacy
+from gateway.traffic.shadow.reports import CopiesLost, PairJudged, Telling
 from gateway.traffic.shadow.request import shadow_body
 from gateway.traffic.shadow.review import Review
 from gateway.traffic.shadow.sampling import Sampling, ShadowPlan
@@ -38,6 +42,7 @@ _BATCH: Final = 32  # pairs that are judged at once
 _REST: Final = 3.0  # times as long as judging took, nothing is judged
 _PAUSE: Final = 0.05  # at least so long
 _SAVE: Final = 5.0
+_TELL: Final = 0.5
 _NOT_THE_TARGET: Final = frozenset({400, 413, 422})  # these say something about a request, others about who answers
 
 log = logging.getLogger(__name__)
@@ -70,6 +75,10 @@ class _Copy:
         self.said: bytes | None = None
         self.held = len(body)
         self.over = False
+
+    @property
+    def key_of_standing(self) -> Key:
+        return self.model, self.plan.target, self.endpoint
 
 
 class Copies:
@@ -105,7 +114,7 @@ class Shadows:
         ask: asks a target.
         folder: the data folder, in which ``shadows/`` has the counts and the pairs that differ; None: nothing is
             written down.
-        leads: False for one of several gateway processes another one of which has all the shadows.
+        to_leader: the way to the process that is to know what came of all copies, where this isn't the one.
         timeout: seconds that a shadow may take.
         clock: seconds, of a clock that is never set.
     """
@@ -116,13 +125,13 @@ class Shadows:
         folder: Path | None,
         metrics: Metrics,
         *,
-        leads: bool = True,
+        to_leader: ToLeader | None = None,
         timeout: float = _TIMEOUT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask = ask
-        self._leads = leads
-        self._saved = Saved(folder / "shadows" if folder is not None and leads else None)
+        self._telling = Telling(to_leader.tell) if to_leader is not None else None
+        self._saved = Saved(folder / "shadows" if folder is not None and to_leader is None else None)
         self._privacy = Privacy()
         self._metrics = metrics
         self._timeout = timeout
@@ -135,6 +144,7 @@ class Shadows:
         self._askers: set[asyncio.Task[None]] = set()
         self._held = 0
         self._ready: deque[_Copy] = deque()
+        self._told: dict[Path, list[bytes]] = {}  # pairs of other processes that have yet to be written
         self._some = asyncio.Event()
         self._changed = False
         metrics.shadow_waiting.set_function(lambda: sum(len(line.waiting) for line in self._lines.values()))
@@ -147,8 +157,6 @@ class Shadows:
 
     def change(self, plans: Mapping[str, Sequence[ShadowPlan]]) -> None:
         """From now on models have these shadows. What is known of those that were there stays known."""
-        if not self._leads:
-            return
         self._samplings = {model: Sampling(model, shadows) for model, shadows in plans.items() if shadows}
         named = {(model, plan.target) for model, shadows in plans.items() for plan in shadows}
         targets = {target for _, target in named}
@@ -226,11 +234,16 @@ class Shadows:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._judge_all())
                 group.create_task(self._save_all())
+                group.create_task(self._tell_and_keep())
         finally:
             self._running = False
             for asker in self._askers:
                 asker.cancel()
             self._drop([copy for line in self._lines.values() for copy in line.clear()])
+            if self._telling is not None:
+                self._telling.flush()
+            for path, lines in self._told.items():
+                self._saved.append(path, lines)
             if self._changed:
                 self._saved.save(standing.encode(self._standings))
 
@@ -321,12 +334,12 @@ class Shadows:
             if judged is None:
                 self._end(copy, "unread")
                 continue
+            key = copy.key_of_standing
             self._count(copy, judged)
-            kept = self._reviews.get((copy.model, copy.plan.target))
-            if kept is not None and judged.line:
-                kept.add(judged.line, judged.comparison.agrees)
-                if kept.path is not None and not judged.comparison.agrees:
-                    written.setdefault(kept.path, []).append(judged.line)
+            if self._telling is not None:
+                self._telling.judged(key, judged)
+            else:
+                self._keep(key, judged.line, judged.comparison.agrees, written)
         for path, lines in written.items():
             await asyncio.to_thread(self._saved.append, path, lines)
 
@@ -343,6 +356,38 @@ class Shadows:
             if judged is not None and judged.line and pair.asked is not None:
                 found[place] = judged._replace(line=self._privacy.seal(judged.line, pair.at, pair.asked))
         return found
+
+    def _keep(self, key: Key, line: bytes, agrees: bool, written: dict[Path, list[bytes]]) -> None:
+        """Keep a pair for review; what is to be written to files goes to ``written``."""
+        kept = self._reviews.get(key[:2])
+        if kept is not None and line:
+            kept.add(line, agrees)
+            if kept.path is not None and not agrees:
+                written.setdefault(kept.path, []).append(line)
+
+    async def _tell_and_keep(self) -> None:
+        """Tell the process that leads what was lost, or write what others have told this one."""
+        while True:
+            await asyncio.sleep(_TELL)
+            if self._telling is not None:
+                self._telling.flush()
+            told, self._told = self._told, {}
+            for path, lines in told.items():
+                await asyncio.to_thread(self._saved.append, path, lines)
+
+    def take(self, report: PairJudged | CopiesLost) -> None:
+        """What another process has to say of its copies."""
+        known = self._standing(*report.key)
+        if known is None:
+            return
+        match report:
+            case PairJudged(key, comparison, paths, line, left):
+                known.add(comparison, paths)
+                self._show_agreement(*key[:2])
+                self._keep(key, line, comparison.agrees, self._told)
+                self._saved.unwritten += left
+            case CopiesLost(_, loss, why, count):
+                known.lose(loss, why, count)
 
     async def _save_all(self) -> None:
         """Write down what is known, every few seconds."""
@@ -398,6 +443,8 @@ class Shadows:
         if known is not None:
             known.lose(loss, why)
             self._metrics.shadowed(model, target, loss)
+            if self._telling is not None:
+                self._telling.lost((model, target, endpoint), loss, why)
 
     def _standing(self, model: str, target: str, endpoint: str) -> Standing | None:
         """What is known of a shadow; None where there is no such shadow any more."""

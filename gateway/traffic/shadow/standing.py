@@ -56,11 +56,11 @@ class Standing(msgspec.Struct):
             for path in {_INDEX.sub("[*]", path)[:_LONGEST] for path in paths}:
                 _count(self.fields, path)
 
-    def lose(self, loss: Loss, why: str = "") -> None:
-        """One more copy of which no pair came."""
-        setattr(self, loss, getattr(self, loss) + 1)
+    def lose(self, loss: Loss, why: str = "", count: int = 1) -> None:
+        """So many more copies of which no pair came."""
+        setattr(self, loss, getattr(self, loss) + count)
         if why:
-            _count(self.failures, why)
+            _count(self.failures, why, count)
 
     @property
     def compared(self) -> int:
@@ -128,6 +128,6 @@ def decode(data: bytes) -> dict[Key, Standing]:
     return {(row.model, row.target, row.endpoint): row.standing for row in _kept.decode(data)}
 
 
-def _count(counts: dict[str, int], name: str) -> None:
+def _count(counts: dict[str, int], name: str, by: int = 1) -> None:
     if name in counts or len(counts) < _NAMED:
-        counts[name] = counts.get(name, 0) + 1
+        counts[name] = counts.get(name, 0) + by

@@ -1,6 +1,7 @@
 """A rollout with several gateway processes: whichever a connection meets counts, and goes by what all have seen."""
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,8 @@ def test_requests_to_all_processes_count_and_feedback_on_them(tmp_path: Path) ->
                 first.kill()
                 async with asyncio.timeout(PATIENCE / 4):
                     while (await gateway.ask({}, "/admin/rollouts/chat")).status != 200 or first.is_running():
-                        assert await variant(gateway) in ("stable", "canary")
+                        with contextlib.suppress(ConnectionError, EOFError):  # some come to the one that dies
+                            assert await variant(gateway) in ("stable", "canary")
                 await variant(gateway)
                 await asyncio.sleep(0.5)
                 await asked(100, 0.8)

@@ -5,9 +5,8 @@ import random
 from typing import Any
 
 from gateway.traffic.ending import Ending
-from gateway.traffic.leader import Report
 from gateway.traffic.rollout.blocks import SMALLEST, Blocks, Outcome
-from gateway.traffic.rollout.reports import Came, Ended, Reporting, short
+from gateway.traffic.rollout.reports import Began, Came, Ended, Reporting, short
 from gateway.traffic.rollout.service import Rollouts
 from tests.gateway.traffic.rollout.test_service import Clock, a_plan, only
 
@@ -19,9 +18,9 @@ class Told:
 
     def __init__(self) -> None:
         self.on_loss: list[Any] = []
-        self.reports: list[Report] = []
+        self.reports: list[Came | Began | Ended] = []
 
-    def tell(self, report: Report) -> None:
+    def tell(self, report: Came | Began | Ended) -> None:
         self.reports.append(report)
 
     def bring(self, leader: Rollouts, process: int) -> None:

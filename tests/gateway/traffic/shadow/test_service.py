@@ -14,8 +14,12 @@ import pytest
 from gateway.telemetry.metrics import Metrics
 from gateway.traffic.answers import CHAT, MESSAGES, RESPONSES, Answer, Said
 from gateway.traffic.ending import Ending
+from gateway.traffic.leader import Followers, ToLeader
 from gateway.traffic.shadow import review, saved, service
+from gateway.traffic.shadow.compare import compare
+from gateway.traffic.shadow.judging import Judged
 from gateway.traffic.shadow.line import FAILURES, UNDER_WAY, WAITING
+from gateway.traffic.shadow.reports import CopiesLost, Telling
 from gateway.traffic.shadow.sampling import ShadowPlan
 from gateway.traffic.shadow.service import ANSWER_LIMIT, Asked, Copies, Shadows
 from gateway.wire.shadows import ShadowStanding
@@ -114,14 +118,79 @@ def test_what_is_wanted() -> None:
     assert shadows.wants("more", "req-1") == shadows.wants("other", "req-1") == ()
 
 
-def test_one_of_several_processes_has_the_shadows(tmp_path: Path) -> None:
+def test_what_came_of_copies_in_another_process_is_known_to_the_one_that_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_TELL", 0.01)
+
+    async def refuse(target: str, endpoint: str, body: bytes) -> Asked:
+        return Asked(500, b"") if b"fail" in body else said("Four.")
+
     async def scenario() -> None:
-        async with working(four, tmp_path, leads=False) as rig:
-            assert rig.shadows.wants("chat", "req-1") == ()
-            assert rig.shadows.shown().shadows == []
-        assert list(tmp_path.iterdir()) == []
+        to_leader = ToLeader(tmp_path / "l")
+        async with (
+            working(four, tmp_path / "data") as leader,
+            working(refuse, tmp_path / "other", to_leader=to_leader) as follower,
+        ):
+            followers = Followers(tmp_path / "l", lambda _, it: leader.shadows.take(it), lambda _: None)  # type: ignore[arg-type]
+            tasks = [asyncio.create_task(one.run()) for one in (followers, to_leader)]
+            for text in ("Four.", "four", "Five."):
+                follower.pair(text)
+            follower.pair("Six", body=BODY.replace(b"2 + 2?", b"fail"))
+            await follower.until(compared=3, failed=1)
+            leader.pair("Five.")
+            await leader.until(compared=1)  # its own, in the metrics
+            async with asyncio.timeout(5):
+                while (leader.standing.compared, leader.standing.failed) != (4, 1):
+                    await asyncio.sleep(0.005)
+            assert leader.standing.agreement == 0.5 and leader.standing.failures == {"500": 1}
+            pairs = leader.shadows.pairs("chat", "next", 10, differing=False) or []
+            assert sorted(pair.answer.text for pair in pairs) == ["Five.", "Five.", "Four.", "four"]
+            assert not follower.shadows.pairs("chat", "next", 10, differing=False)  # the leader's to keep
+            (file,) = (tmp_path / "data" / "shadows").glob("*.jsonl")
+            async with asyncio.timeout(5):
+                while len(file.read_bytes().splitlines()) < 2:
+                    await asyncio.sleep(0.005)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert not (tmp_path / "other").exists()
 
     run(scenario())
+
+
+def test_pairs_that_are_too_much_to_tell_are_compared_all_the_same() -> None:
+    now = 10.0
+    told: list[Any] = []
+    telling = Telling(told.append, lambda: now)
+    comparison = compare(Answer("Four."), Answer("Five."))
+    key = ("chat", "next", CHAT)
+    for size in (1 << 19, 1 << 19, 1):
+        telling.judged(key, Judged(comparison, (), b"x" * size))
+    now += 1.0
+    telling.judged(key, Judged(comparison, (), b"y"))
+    telling.judged(key, Judged(comparison, (), b""))
+    assert [(len(one.line), one.left) for one in told] == [
+        (1 << 19, False), (1 << 19, False), (0, True), (1, False), (0, False)
+    ]  # fmt: skip
+    shadows = Shadows(four, None, Metrics())
+    shadows.change({"chat": [PLAN]})
+    for one in told:
+        shadows.take(one)
+    shadows.take(CopiesLost(("chat", "gone", CHAT), "dropped", "", 3))  # of a shadow that there is no more
+    (shadow,) = shadows.shown().shadows
+    assert shadow.endpoints[0].compared == 5 and shadows.shown().unwritten == 1
+
+
+def test_many_losses_are_told_at_once() -> None:
+    told: list[Any] = []
+    telling = Telling(told.append)
+    for _ in range(1000):
+        telling.lost(("chat", "next", CHAT), "dropped", "")
+    telling.lost(("chat", "next", CHAT), "failed", "500")
+    telling.flush()
+    telling.flush()
+    assert [(one.loss, one.why, one.count) for one in told] == [("dropped", "", 1000), ("failed", "500", 1)]
 
 
 def test_pairs_are_compared() -> None:
