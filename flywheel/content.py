@@ -95,10 +95,9 @@ def keep_feedback(mode: Mode, feedback: Feedback, keys: "UserKeys | None" = None
         for name in ("correction", "preferred", "comment")
         if (text := getattr(feedback, name)) is not None and mode in ("full", "redacted")
     }
-    label = feedback.label
+    label = feedback.label if mode == "full" else redact(feedback.label)
     if mode == "redacted":
         texts = {name: redact(text) for name, text in texts.items()}
-        label = redact(label)
     without = msgspec.structs.replace(feedback, label=label, correction=None, preferred=None, comment=None)
     if keys is not None and feedback.user and texts:
         sealed = keys.seal(feedback.user, {name: text.encode() for name, text in texts.items()})

@@ -71,6 +71,24 @@ def test_an_event_that_cannot_be_read_does_not_hide_the_others() -> None:
     assert found(output + b"data: {broken\n\ndata: {}\n") == [{**SAID, "content": "Hello X there"}]
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [chunk({"role": "assistant", "content": None}), chunk({"content": "Hello"}), chunk({"content": " there"})],
+        [chunk({"content": "b"}, 1), chunk({"content": "a"}), chunk({"content": "c"}, 1), chunk({})],
+        [chunk({"role": "assistant"}), chunk({"tool_calls": None})],
+        [chunk({"role": "tool", "content": "Hello"})],
+        [chunk({"content": "Hello"}), {"choices": [], "usage": {}}, {"choices": [{"index": 0, "delta": None}]}],
+        [chunk({"content": "data: \n\ndata: [DONE]"})],
+    ],
+)
+def test_streams_as_most_are_are_read_as_others(pieces: list[Any]) -> None:
+    """A comment, and a stream isn't as most are."""
+    output = b"".join(b"data: " + msgspec.json.encode(piece) + b"\n\n" for piece in pieces) + b"data: [DONE]\n\n"
+    assert messages(output) == messages(b": a comment\n\n" + output)
+    assert messages(output).startswith(b'[{"role":')
+
+
 def test_choices_take_turns() -> None:
     pieces = [chunk({"content": piece}, index) for piece in ("a", "b", "c") for index in (2, 0, 1)]
     assert found(stream(*pieces)) == [{"role": "assistant", "content": "abc"}] * 3

@@ -237,7 +237,7 @@ def test_a_users_texts_are_nowhere_in_the_clear(keys: UserKeys, mode: str) -> No
 def test_feedback_keeps_as_much(keys: UserKeys, mode: str) -> None:
     feedback = Feedback(VERSION, "req_1", 5, 1.0, "bad", "ask a@example.com", None, "why?", "key", "ann")
     labelled = keep_feedback(mode, msgspec.structs.replace(feedback, label="a@example.com"))  # type: ignore[arg-type]
-    assert labelled.label == ("[EMAIL]" if mode == "redacted" else "a@example.com")
+    assert labelled.label == ("a@example.com" if mode == "full" else "[EMAIL]")
     open_ = keep_feedback(mode, feedback)  # type: ignore[arg-type]
     expected = {"full": "ask a@example.com", "redacted": "ask [EMAIL]"}.get(mode)
     assert (open_.score, open_.label, open_.correction, open_.preferred) == (1.0, "bad", expected, None)

@@ -68,7 +68,8 @@ def judge(pair: Pair) -> Judged | None:
     if answer is None or shadow is None or not (answer.finish_reason and shadow.finish_reason):
         return None
     comparison = compare_beginnings(answer, shadow)
-    paths = tuple(path for one in comparison.fields or () if (path := keep_text(pair.mode, one)))
+    mode = "redacted" if pair.mode == "full" else pair.mode  # they are counted, and stay when their user is erased
+    paths = tuple(path for one in comparison.fields or () if (path := keep_text(mode, one)))
     if pair.asked is None:
         return Judged(comparison, paths, b"")
     return Judged(comparison, paths, _line(pair, pair.asked, answer, shadow, comparison, paths))

@@ -67,10 +67,9 @@ class Privacy:
         if keys is None:
             return b""
         try:
-            sealed = keys.seal(user, {_PART: line})
-        except sqlite3.Error:
+            return _encode(_Line(keys.owner(user).hex(), at, keys.seal(user, {_PART: line})))
+        except (OSError, sqlite3.Error):
             return b""
-        return _encode(_Line(keys.owner(user).hex(), at, sealed))
 
     def open(self, line: bytes) -> ShadowPair | None:
         """The pair in a line; None where nobody can read it any more."""
@@ -78,7 +77,12 @@ class Privacy:
         if found.sealed is None:
             return _pair(line)
         keys = self._recorder.keys if self._recorder is not None else None
-        parts = keys.open(bytes.fromhex(found.owner), found.sealed) if keys is not None else None
+        if keys is None:
+            return None
+        try:
+            parts = keys.open(bytes.fromhex(found.owner), found.sealed)
+        except (ValueError, OSError, sqlite3.Error):
+            return None
         return _pair(parts[_PART]) if parts else None
 
 

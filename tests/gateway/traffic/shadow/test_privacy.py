@@ -92,7 +92,7 @@ def test_what_a_user_said_is_sealed_and_found_again(tmp_path: Path) -> None:
 def test_an_erased_users_pairs_are_unreadable_at_once_and_then_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flywheel.user_keys._KNOWN_FOR", 0.0)
+    monkeypatch.setattr("flywheel.user_keys._LOOK_AFTER", 0.0)
 
     async def scenario() -> None:
         async with keeping(tmp_path) as rig:
@@ -168,8 +168,8 @@ def test_comparisons_have_no_more_of_it_either() -> None:
     full, redacted, hashed = judge(pair("full")), judge(pair("redacted")), judge(pair("hash")._replace(asked=None))
     assert full is not None and redacted is not None and hashed is not None
     assert full.comparison == redacted.comparison == hashed.comparison  # they count the same
-    assert full.paths == (f"$.{EMAIL}", "$.tel")
-    assert redacted.paths == ("$.[EMAIL]", "$.tel")
+    assert full.paths == redacted.paths == ("$.[EMAIL]", "$.tel")  # they outlive their user
+    assert msgspec.json.decode(full.line, type=ShadowPair).comparison.fields == (f"$.{EMAIL}", "$.tel")
     assert (hashed.paths, hashed.line) == ((), b"")
     kept = msgspec.json.decode(redacted.line, type=ShadowPair)
     assert "901820" in full.line.decode()
@@ -185,8 +185,8 @@ def test_long_texts_are_searched_before_they_are_cut() -> None:
 
 
 def test_what_cannot_be_sealed_is_not_kept(tmp_path: Path) -> None:
-    recorder = Recorder(RecordPlan(path=str(tmp_path)))  # whose keys aren't there: it hasn't been started
-    privacy = Privacy(recorder)
+    (tmp_path / "log").write_bytes(b"no folder")
+    privacy = Privacy(Recorder(RecordPlan(path=str(tmp_path / "log"))))
     assert privacy.seal(line(1), 1.0, asked()) == b""
     assert privacy.seal(line(1), 1.0, asked(None)) == line(1)
     assert privacy.mode("chat", "") == "full"
