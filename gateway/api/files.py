@@ -34,7 +34,7 @@ async def list_files(context: Context, exchange: Exchange) -> None:
     """``GET /v1/files``: the files, or those of one purpose, the newest first unless ``order`` is asc."""
     query = ListQuery(exchange.query, default=MAX_LISTED, most=MAX_LISTED)
     store = await context.batches_or_503().files()
-    await exchange.reply(200, _encode(page(store.list(query), query.limit)))
+    await exchange.reply(200, _encode(page(store.list(query, exchange.key.id), query.limit)))
 
 
 async def show_file(context: Context, exchange: Exchange) -> None:
@@ -97,14 +97,15 @@ async def _receive(batches: Batches, store: FileStore, exchange: Exchange, form:
                 await batches.threads.run(upload.write, form.take())
         form.finish()
         await batches.threads.run(upload.write, form.take())
-        return await batches.threads.run(upload.commit, form.filename, form.purpose, form.expires_after)
+        said = (form.filename, form.purpose, form.expires_after, exchange.key.id)
+        return await batches.threads.run(upload.commit, *said)
     finally:
         upload.discard()
 
 
 def _file(store: FileStore, exchange: Exchange) -> FileObject:
     id = exchange.params["file_id"]
-    found = store.get(id)
+    found = store.get(id, exchange.key.id)
     if found is None:
         raise errors.unknown_id("File", id, "file_id")
     return found

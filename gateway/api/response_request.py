@@ -70,16 +70,16 @@ class Conversation(NamedTuple):
     input: list[Item]
 
 
-def read_conversation(request: ResponsesRequest, store: ResponseStore) -> Conversation:
-    """The instructions, then what came before, then the request's own input.
+def read_conversation(request: ResponsesRequest, store: ResponseStore, key: str = "") -> Conversation:
+    """The instructions, then what came before, then the request's own input; ``key`` is the id of the client's key.
 
     Raises:
         ApiError: 400 or 404; an item makes no sense, or what it refers to is not kept.
     """
-    own = [(path, _resolve(path, item, store)) for path, item in read_input(request.input)]
+    own = [(path, _resolve(path, item, store, key)) for path, item in read_input(request.input)]
     earlier: list[Item] = []
     if request.previous_response_id is not None:
-        earlier = store.conversation(request.previous_response_id)
+        earlier = store.conversation(request.previous_response_id, key)
     messages = _Messages()
     if request.instructions is not None:
         messages.add("instructions", ChatMessage(role="system", content=request.instructions))
@@ -138,10 +138,10 @@ def _own_param(param: str, paths: Sequence[str]) -> str:
     return param
 
 
-def _resolve(path: str, item: Item | ItemReference, store: ResponseStore) -> Item:
+def _resolve(path: str, item: Item | ItemReference, store: ResponseStore, key: str) -> Item:
     if not isinstance(item, ItemReference):
         return item
-    found = store.item(item.id)
+    found = store.item(item.id, key)
     if found is None:
         hint = "Items are kept with their response, while there is room: send the item itself."
         raise errors.unknown_id("Item", item.id, f"{path}.id", hint)

@@ -2,6 +2,8 @@
 
 A response that goes on from another one needs it: using a response counts as use of all those before it, so that the
 end of a conversation is forgotten before its beginning, and no kept response waits for one that is gone.
+
+Each belongs to the API key with which it was asked for, by its id; to others it is not there.
 """
 
 from collections import OrderedDict
@@ -37,6 +39,7 @@ class Kept(NamedTuple):
     request: bytes
     previous: str | None
     item_ids: Sequence[str]
+    key: str = ""
 
     @property
     def size(self) -> int:
@@ -67,10 +70,10 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, response: Response, input: Sequence[Item]) -> None:
+    def put(self, response: Response, input: Sequence[Item], key: str = "") -> None:
         """Keep ``response``, whose request had ``input``; forget others where there is no room."""
         ids = [item.id for item in (*input, *response.output)]
-        kept = Kept(response.body, _encode(input), response.previous_response_id, ids)
+        kept = Kept(response.body, _encode(input), response.previous_response_id, ids, key)
         if kept.size > self._most_bytes or self._most < 1:
             return
         self.delete(response.id)
@@ -82,12 +85,13 @@ class ResponseStore:
         while self.bytes > self._most_bytes or len(self._kept) > self._most:
             self.delete(next(iter(self._kept)))
 
-    def get(self, id: str) -> Kept | None:
+    def get(self, id: str, key: str = "") -> Kept | None:
         """The response with that id, if it is still kept."""
-        if id not in self._kept:
+        kept = self._kept.get(id)
+        if kept is None or kept.key != key:
             return None
         self._use(id)
-        return self._kept[id]
+        return kept
 
     def delete(self, id: str) -> bool:
         """Forget a response and its items, if there is one; what goes on from it can't be gone on from any more."""
@@ -100,33 +104,33 @@ class ResponseStore:
                 del self._homes[item_id]
         return True
 
-    def conversation(self, id: str) -> list[Item]:
+    def conversation(self, id: str, key: str = "") -> list[Item]:
         """All items up to the end of a response, from the first one's input on.
 
         Raises:
             ApiError: 400; it, or one that it goes on from, is not kept.
         """
         items: list[Item] = []
-        for kept in reversed(self._chain(id)):
+        for kept in reversed(self._chain(id, key)):
             items += kept.items
         self._use(id)
         return items
 
-    def item(self, id: str) -> Item | None:
+    def item(self, id: str, key: str = "") -> Item | None:
         """The item with that id, if the response that it belongs to is still kept."""
         home = self._homes.get(id)
-        if home is None:
+        if home is None or self._kept[home].key != key:
             return None
         self._use(home)
         return next(item for item in self._kept[home].items if item.id == id)
 
-    def _chain(self, id: str) -> list[Kept]:
+    def _chain(self, id: str, key: str) -> list[Kept]:
         """A response and those that it goes on from, the last one first."""
         chain: list[Kept] = []
         at: str | None = id
         while at is not None:
             kept = self._kept.get(at)
-            if kept is None:
+            if kept is None or kept.key != key:
                 raise errors.previous_response_not_found(at)
             chain.append(kept)
             at = kept.previous

@@ -30,11 +30,11 @@ async def create_response(context: Context, exchange: Exchange) -> None:
     request.check()
     model = context.model(request.model, exchange)
     store = context.responses
-    conversation = read_conversation(request, store)
+    conversation = read_conversation(request, store, exchange.key.id)
 
     def keep(response: Response) -> None:
         if response.store and not exchange.background:  # a batch's answers are kept in its files
-            store.put(response, conversation.input)
+            store.put(response, conversation.input, exchange.key.id)
 
     response = Response.under_way(
         request,
@@ -112,7 +112,7 @@ def _page(items: list[Item], after: str | None, limit: str | None) -> tuple[list
 
 def _find(context: Context, exchange: Exchange) -> Kept:
     id = exchange.params["response_id"]
-    kept = context.responses.get(id)
+    kept = context.responses.get(id, exchange.key.id)
     if kept is None:
         raise errors.unknown_id("Response", id, "response_id")
     return kept

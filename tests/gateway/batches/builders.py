@@ -113,10 +113,10 @@ async def submit(batches: Batches, data: bytes, **fields: Any) -> Batch:
 
 
 async def until(batches: Batches, id: str, *statuses: Status) -> Batch:
-    """The batch once it has one of ``statuses``."""
+    """The batch once it has one of ``statuses``, whichever key's it is."""
+    one = (await batches._open()).runs[id]
     while True:
-        batch = await batches.get(id)
-        assert batch is not None
+        batch = one.batch
         if batch.status in statuses:
             return batch
         await asyncio.sleep(0.005)

@@ -39,7 +39,7 @@ def chats(count: int, model: str = "fake", **fields: Any) -> bytes:
 async def created(gateway: Gateway, key: str, data: bytes) -> str:
     """A batch that is created by the client with this key."""
     assert gateway.context.batches is not None
-    file = await upload(gateway.context.batches, data)
+    file = await upload(gateway.context.batches, data, key=gateway.context.keys.check(f"Bearer {key}".encode()).id)
     asked = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     answer = await gateway.post("/v1/batches", asked, authorization=f"Bearer {key}")
     assert answer.status == 200, answer.body
@@ -90,7 +90,7 @@ def test_lines_that_pass_through_are_as_limited(model_folder: Path, tmp_path: Pa
             limits = Limits(requests=Rate(3, 1))
             other = jsonl([line("other", body={"model": "other", "messages": []})])
             gateway.context.keys = ring(team=Key(id="team", limits=limits, models=frozenset({"chat"})))
-            file = await upload(batches, chats(6, "chat") + other)
+            file = await upload(batches, chats(6, "chat") + other, key="team")
             batch = await batches.create(asking(file.id), "team")
             batch = await until(batches, batch.id, "completed")
             assert batch.request_counts.completed == 6
@@ -156,7 +156,7 @@ def test_a_key_that_is_taken_away_takes_its_batches_with_it(model_folder: Path, 
 
 async def batch_of(gateway: Gateway, id: str) -> Batch:
     assert gateway.context.batches is not None
-    found = await gateway.context.batches.get(id)
+    found = await gateway.context.batches.get(id, "team")
     assert found is not None
     return found
 
@@ -166,7 +166,7 @@ def test_a_restart_remembers_whose_they_are(tmp_path: Path) -> None:
         app = StubApp()
         app.open.clear()
         async with opened(tmp_path, app) as batches:
-            file = await upload(batches, numbered(2))
+            file = await upload(batches, numbered(2), key="team")
             made = await batches.create(asking(file.id), "team")
             await until(batches, made.id, "in_progress")
         app.open.set()
@@ -201,14 +201,14 @@ def test_who_waits_for_a_limit_takes_no_place(tmp_path: Path) -> None:
                 await send({"type": "http.response.body", "body": error.body})
 
         async with opened(tmp_path, Limited(), concurrency=8) as batches:
-            file = await upload(batches, numbered(100))
+            file = await upload(batches, numbered(100), key="team")
             waits = await batches.create(asking(file.id), "team")
             await until(batches, waits.id, "in_progress")
             for _ in range(2):
                 await until(batches, (await submit(batches, numbered(50))).id, "completed")
             await asyncio.sleep(1.2)
             assert refused <= 9 + 4  # one waits for a place already when the first eight are refused
-            assert await batches.cancel(waits.id) is not None
+            assert await batches.cancel(waits.id, "team") is not None
             batch = await until(batches, waits.id, "cancelled")
             assert batch.request_counts.failed == 100
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gateway.traffic.keys import Key, Keyring, hash_key
+from tests.gateway.batches.builders import numbered, until, upload, with_files
 from tests.gateway.harness import Answer, chat, run, serving
 from tests.gateway.lane import harness as lane_harness
 from tests.gateway.lane.harness import lane
@@ -62,6 +63,50 @@ def test_a_key_sees_its_models_only(model_folder: Path) -> None:
             assert code(await gateway.request("GET", "/v1/models/fake", headers=sent)) == (403, "model_not_allowed")
             assert code(await gateway.request("GET", "/v1/models/none", headers=sent)) == (403, "model_not_allowed")
             assert code(await gateway.request("GET", "/v1/models/other", headers=sent)) == (404, "model_not_found")
+
+    run(scenario())
+
+
+def test_a_key_finds_what_is_its_own(model_folder: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with with_files(model_folder, tmp_path) as gateway:
+            gateway.context.keys = ring(**KEYS)
+            assert (batches := gateway.context.batches) is not None
+            file = (await upload(batches, numbered(1), key="a")).id
+            asked = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+            assert code(await gateway.post("/v1/batches", asked, authorization="Bearer all")) == (400, "invalid_value")
+            batch = (await gateway.post("/v1/batches", asked, authorization="Bearer fake")).json["id"]
+            results = (await until(batches, batch, "completed")).error_file_id
+            said = {"model": "fake", "input": "hi"}
+            answer = (await gateway.post("/v1/responses", said, authorization="Bearer fake")).json
+            response, item = answer["id"], answer["output"][0]["id"]
+            for method, path, own in (
+                ("GET", f"/v1/files/{file}", 200),
+                ("GET", f"/v1/files/{file}/content", 200),
+                ("GET", f"/v1/files/{results}/content", 200),
+                ("GET", f"/v1/batches/{batch}", 200),
+                ("POST", f"/v1/batches/{batch}/cancel", 409),
+                ("GET", f"/v1/responses/{response}", 200),
+                ("GET", f"/v1/responses/{response}/input_items", 200),
+                ("POST", f"/v1/responses/{response}/cancel", 400),
+                ("DELETE", f"/v1/responses/{response}", 200),
+                ("DELETE", f"/v1/files/{file}", 200),
+            ):
+                if method == "DELETE" and "responses" in path:
+                    for more in (
+                        {"previous_response_id": response},
+                        {"input": [{"type": "item_reference", "id": item}]},
+                    ):
+                        taken = await gateway.post("/v1/responses", said | more, authorization="Bearer all")
+                        assert taken.status in (400, 404), taken.body
+                for key in ("all", "admin"):
+                    other = await gateway.request(method, path, headers={"authorization": f"Bearer {key}"})
+                    assert other.status == 404, (path, other.body)
+                assert (await gateway.request(method, path, headers={"authorization": "Bearer fake"})).status == own
+            for path, count in (("/v1/files", 1), ("/v1/batches", 1)):  # the results are left of the files
+                for key, seen in (("fake", count), ("all", 0)):
+                    listed = await gateway.request("GET", path, headers={"authorization": f"Bearer {key}"})
+                    assert len(listed.json["data"]) == seen
 
     run(scenario())
 
