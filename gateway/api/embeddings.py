@@ -109,7 +109,7 @@ async def _run(
             tokens,
             _SAMPLING,
             tenant=request.user or exchange.key.id,
-            priority=_PRIORITY + exchange.key.priority - (request.priority or 0),
+            priority=_PRIORITY + exchange.key.rank(request.priority),
             age=time.perf_counter() - arrived,
             salt=request.cache_salt or "",
             background=exchange.background,

@@ -201,7 +201,7 @@ class Generation:
                     sampling if choice == 0 else _reseeded(sampling, choice),
                     answer,
                     tenant=request.user or key.id,
-                    priority=key.priority - (request.priority or 0),  # a client's is vLLM's: the lower, the earlier
+                    priority=key.rank(request.priority),
                     age=time.perf_counter() - self._arrived,
                     salt=request.cache_salt or "",
                     background=self._exchange.background,

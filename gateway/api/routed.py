@@ -50,7 +50,8 @@ async def handle(context: Context, exchange: Exchange, endpoint: str, handler: H
         ApiError: whatever kept the answer from being made, or from being completed.
         ClientGone: the client left.
     """
-    if endpoint not in ENDPOINTS or not (context.routes or exchange.background):
+    some_only = exchange.key.models is not None
+    if endpoint not in ENDPOINTS or not (context.routes or exchange.background or some_only):
         await handler(context, exchange)
         return
     body = await exchange.body(context.max_body)
@@ -62,6 +63,7 @@ async def handle(context: Context, exchange: Exchange, endpoint: str, handler: H
         await handler(context, exchange)  # it says what is wrong in its own words
         return
     model = skimmed.model
+    exchange.key.allow(model)  # before anything is said of the rest: that differs between models that are there and not
     route = context.routes.get(model)
     if route is not None:
         await _Answering(context, exchange, endpoint, handler, route, body, streams=bool(skimmed.stream)).answer()

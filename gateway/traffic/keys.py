@@ -23,6 +23,7 @@ _BEARER: Final = b"bearer "
 _OURS: Final = re.compile(rb"sk-penstock-([0-9a-f]{16})-")
 HASH: Final = re.compile(r"sha256:(?:([A-Za-z0-9_-]{1,64}):)?([0-9a-f]{64})")
 _OWN_SALT: Final = re.compile(r"[0-9a-f]{16}")
+_MOST_PRIORITY: Final = 2**62
 _SEEN: Final = 65_536
 """So many keys are recognised without being hashed with their salts."""
 
@@ -98,6 +99,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     def may_use(self, model: str) -> bool:
         """Whether requests for ``model`` pass, if there is one."""
         return self.models is None or model in self.models
+
+    def rank(self, wanted: int | None) -> int:
+        """The priority of a request that asks for one itself, as vLLM has it: the lower, the earlier.
+
+        Whoever has a key can only stand back from what the key has: else all others would wait for who says least.
+        """
+        own = self.priority - (wanted or 0)
+        return max(-_MOST_PRIORITY, min(own, self.priority if self.id else _MOST_PRIORITY))
 
     @property
     def limited(self) -> bool:

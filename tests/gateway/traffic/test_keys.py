@@ -37,6 +37,13 @@ def refused(keyring: Keyring, authorization: bytes) -> ApiError:
     return error.value
 
 
+def test_a_client_can_stand_back_and_not_push_in() -> None:
+    key = Key(id="a", priority=3)
+    assert [key.rank(wanted) for wanted in (None, 0, 2, -2)] == [3, 3, 1, 3]
+    assert [ANYBODY.rank(wanted) for wanted in (None, 2, -2)] == [0, -2, 2]
+    assert key.rank(2**63 - 1) > -(2**63) and ANYBODY.rank(-(2**63)) < 2**63
+
+
 def test_an_empty_ring_lets_everybody_in() -> None:
     assert not Keyring()
     assert Keyring().check(b"") is ANYBODY
