@@ -8,6 +8,7 @@ writer goes on counting, and a number that came twice would be taken for what th
 
 import datetime
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -27,6 +28,7 @@ from flywheel.log.folder import Segment, segments, take, writer_folders
 from flywheel.log.frame import START_SIZE, Frames, Kind, NotASegmentError
 from flywheel.log.recovery import recover
 from flywheel.record import Feedback, Record, decode_feedback, decode_record
+from flywheel.scratch import connect
 from flywheel.table import Part, Table
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def compact(
         OSError, duckdb.Error, deltalake.exceptions.DeltaError: it can't be written. Nothing is lost, it can be tried
             again.
     """
-    with alone(folder), duckdb.connect() as database, ThreadPoolExecutor(1) as thread:
+    with alone(folder), _undisturbed(), connect(folder) as database, ThreadPoolExecutor(1) as thread:
         database.execute("SET preserve_insertion_order = false")
         for writer in writer_folders(folder):
             _recover_if_left(writer)
@@ -114,6 +116,18 @@ def compact(
             done = _added(done, writing.result(), progress)
         waiting(folder)  # deletes what is in the table now
         return done
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without the collector of cycles: of the millions of tuples that come and go here none is in one."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _added(done: Compacted, more: Compacted, progress: Callable[[Compacted], None] | None) -> Compacted:
@@ -257,17 +271,15 @@ def _read(folder: Path, chunk: Sequence[Segment], change: Callable[[Item], None]
     )
 
 
-def _frames(segment: Segment) -> Iterator[tuple[int, bytes]]:
+def _frames(segment: Segment) -> Iterator[tuple[int, bytes | memoryview]]:
     """A closed segment's frames. Something else that has its name is one frame that nobody can read."""
     with segment.path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return
-        with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-            try:
-                for frame in Frames(data):
-                    yield frame.kind, frame.body
-            except NotASegmentError:
-                yield Kind.RECORD, b""
+        try:
+            yield from Frames(mmap(file.fileno(), 0, access=ACCESS_READ)).bodies()
+        except NotASegmentError:
+            yield Kind.RECORD, b""
 
 
 def _write(folder: Path, rows: _Read, database: duckdb.DuckDBPyConnection) -> Compacted:

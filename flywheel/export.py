@@ -1,7 +1,10 @@
 """How do records leave the log, for whoever trains on them or looks at them elsewhere?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, Final, Literal, NamedTuple
 
 import duckdb
@@ -13,6 +16,10 @@ from flywheel.table import literal
 Format = Literal["parquet", "jsonl", "openai-chat"]
 FORMATS: Final[tuple[Format, ...]] = ("parquet", "jsonl", "openai-chat")
 _BATCH: Final = 500
+_TOGETHER: Final = 64 << 20  # bytes of records that are sorted at a time
+_SOME: Final = 1000  # records that are looked at for their size
+_BESIDES: Final = 1000  # bytes of a record that are no text
+_PARQUET: Final = "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE 8192)"
 
 
 class Exported(NamedTuple):
@@ -29,7 +36,7 @@ def export(
     where: str = "true",
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
-    """Write records, oldest first.
+    """Write records, oldest first. Memory is for some tens of MiB of them, however many there are.
 
     Args:
         database: of `flywheel.query.connect`.
@@ -42,30 +49,81 @@ def export(
     Raises:
         duckdb.Error: the condition is none, or the disk doesn't take it.
     """
-    ((total,),) = rows(execute(database, f"SELECT count(*) FROM records WHERE {where}"))
-    if format == "parquet":
-        copy = (
-            f"COPY (SELECT * EXCLUDE (sealed) FROM records WHERE {where} ORDER BY received) TO {literal(str(out))} "
-            "(FORMAT parquet, COMPRESSION zstd)"
-        )
-        execute(database, copy, progress=lambda share: progress(int(share * total), total) if progress else None)
-        if progress is not None:
-            progress(total, total)
+    database.execute("SET parquet_metadata_cache = true")
+    windows = _windows(database, where)
+    total = sum(window.rows for window in windows)
+    tell: Callable[[int], None] = (lambda done: None) if progress is None else lambda done: progress(done, total)
+    if isinstance(out, Path):
+        _to_parquet(database, out, windows, tell)
         return Exported(total, 0)
-    assert not isinstance(out, Path)
-    lines = _objects(database, where) if format == "jsonl" else _conversations(database, where)
+    lines = _objects if format == "jsonl" else _conversations
     done = left_out = 0
-    for line in lines:
+    for line in chain.from_iterable(lines(database, window.where) for window in windows):
         done += 1
         if line is None:
             left_out += 1
         else:
             out.write(line + b"\n")
-        if progress is not None and done % _BATCH == 0:
-            progress(done, total)
-    if progress is not None:
-        progress(total, total)
+        if done % _BATCH == 0:
+            tell(done)
+    tell(total)
     return Exported(done - left_out, left_out)
+
+
+class _Window(NamedTuple):
+    """A range of time. ``where``: which records are in it, in SQL; ``rows``: how many."""
+
+    where: str
+    rows: int
+
+
+def _windows(database: duckdb.DuckDBPyConnection, where: str) -> list[_Window]:
+    """Ranges of time, oldest first, with about `_TOGETHER` bytes of the records that ``where`` is true of.
+
+    To sort all of them at once would take as much memory as they have bytes, and DuckDB gives up where there is less.
+    """
+    some = f"SELECT strlen(coalesce(input, '')) + strlen(coalesce(output, '')) FROM records WHERE {where} LIMIT {_SOME}"
+    sizes = [size for (size,) in rows(execute(database, some))]
+    most = max(1, _TOGETHER * len(sizes) // (sum(sizes) + _BESIDES * len(sizes) or 1))
+    seconds = execute(
+        database,
+        f"SELECT date_trunc('second', received) AS second, count(*) FROM records WHERE {where} "
+        "GROUP BY second ORDER BY second",
+    )
+    windows: list[_Window] = []
+    begin: datetime | None = None
+    count = 0
+    for at, more in rows(seconds):
+        if begin is not None and count + more > most:
+            windows.append(_window(where, begin, at, count))
+            begin, count = at, 0
+        begin, count = begin or at, count + more
+    if begin is not None:
+        windows.append(_window(where, begin, None, count))
+    return windows
+
+
+def _window(where: str, begin: datetime, end: datetime | None, count: int) -> _Window:
+    until = "" if end is None else f" AND received < TIMESTAMPTZ '{end.isoformat()}'"
+    return _Window(f"received >= TIMESTAMPTZ '{begin.isoformat()}'{until} AND ({where}\n)", count)
+
+
+def _to_parquet(
+    database: duckdb.DuckDBPyConnection, out: Path, windows: Sequence[_Window], tell: Callable[[int], None]
+) -> None:
+    """A file for each window, then one of all, in their order."""
+    with TemporaryDirectory(prefix=".penstock-export-", dir=out.parent) as folder:
+        parts = []
+        done = 0
+        for number, window in enumerate(windows):
+            parts.append(str(Path(folder) / f"{number}.parquet"))
+            found = f"SELECT * EXCLUDE (sealed) FROM records WHERE {window.where} ORDER BY received"
+            execute(database, f"COPY ({found}) TO {literal(parts[-1])} {_PARQUET}")
+            done += window.rows
+            tell(done)
+        together = f"SELECT * FROM read_parquet([{', '.join(map(literal, parts))}])"
+        nothing = "SELECT * EXCLUDE (sealed) FROM records WHERE false"
+        execute(database, f"COPY ({together if parts else nothing}) TO {literal(str(out))} {_PARQUET}")
 
 
 def to_json(value: Any) -> bytes:

@@ -10,7 +10,7 @@ A frame that is torn or rotten is stepped over: reading goes on at the next whol
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from mmap import mmap
 from struct import Struct
 from typing import Final, NamedTuple
@@ -68,6 +68,14 @@ class Salt:
         """What goes before ``body``."""
         return _HEADER.pack(_MARK, kind, len(body), xxh3_64_intdigest(body, self.number ^ kind))
 
+    def frames(self, kind: int, bodies: Sequence[bytes]) -> list[bytes]:
+        """``bodies`` with their headers before them, by turns."""
+        pack, digest, seed = _HEADER.pack, xxh3_64_intdigest, self.number ^ kind
+        pieces: list[bytes] = []
+        for body in bodies:
+            pieces += (pack(_MARK, kind, len(body), digest(body, seed)), body)
+        return pieces
+
 
 class Frames:
     """The whole frames among a segment's bytes, in order; iterate once.
@@ -94,28 +102,23 @@ class Frames:
             self.end = START_SIZE if name == _NAME else 0
 
     def __iter__(self) -> Iterator[Frame]:
+        for kind, body in self.bodies():
+            yield Frame(kind, bytes(body), self.end)
+
+    def bodies(self) -> Iterator[tuple[int, memoryview]]:
+        """The same, each frame's kind and where its body lies: nothing is copied, which is half of the work."""
         if not self.end:
             return
+        data, view, size, salt = self._data, memoryview(self._data), len(self._data), self.salt.number
         place = self.end
         while place >= 0:
-            frame = self._at(place)
-            if frame is None:
-                place = self._data.find(_MARK, place + 1)
-                continue
-            self.damaged += place - self.end
-            self.end = place = frame.end
-            yield frame
-
-    def _at(self, place: int) -> Frame | None:
-        """The frame that begins at ``place``, if a whole one does."""
-        data = self._data
-        begin = place + HEADER_SIZE
-        if begin > len(data):
-            return None
-        mark, kind, length, checksum = _HEADER.unpack_from(data, place)
-        if mark != _MARK or begin + length > len(data):
-            return None
-        body = data[begin : begin + length]
-        if xxh3_64_intdigest(body, self.salt.number ^ kind) != checksum:
-            return None
-        return Frame(kind, body, begin + length)
+            begin = place + HEADER_SIZE
+            if begin <= size:
+                mark, kind, length, checksum = _HEADER.unpack_from(data, place)
+                body = view[begin : begin + length]
+                if mark == _MARK and len(body) == length and xxh3_64_intdigest(body, salt ^ kind) == checksum:
+                    self.damaged += place - self.end
+                    self.end = place = begin + length
+                    yield kind, body
+                    continue
+            place = data.find(_MARK, place + 1)
