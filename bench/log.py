@@ -1,8 +1,8 @@
 """What does the request log cost a request, how many records does it take, and does it keep what it acknowledged?
 
-``python -m bench.log`` measures appending; ``--compact N`` what becomes of N records afterwards; ``--kills N`` kills a
-process that appends, N times, and looks for what it had been promised. What isn't measured stays in the results as it
-was.
+``python -m bench.log`` measures appending; ``--passing N`` what a record costs in the gateway, in N turns;
+``--compact N`` what becomes of N records afterwards; ``--kills N`` kills a process that appends, N times, and looks for
+what it had been promised. What isn't measured stays in the results as it was.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import msgspec
 import uvloop
 
 from bench.log_kills import Kills, run_kills
+from bench.log_lane import Passing, lines, measure_passing
 from bench.machine import Machine, describe, version_of
 from bench.publish import publish
 from flywheel.compaction import compact, records_table
@@ -92,6 +93,7 @@ class Result(msgspec.Struct):
     machine: Machine
     versions: dict[str, str]
     appending: list[Appending] = []
+    passing: Passing | None = None
     compacting: list[Compacting] = []
     kills: dict[str, Kills] = {}
 
@@ -149,10 +151,9 @@ def appending(folder: Path, durability: Durability, count: int) -> Appending:
             left -= 1
             name = f"req_{left:07}"
             received = time.time_ns() // 1000
-            log.begin(name, encode(Record(VERSION, name, received, model="chat", key="team-a", user="user-1234")))
+            log.begin(Record(VERSION, name, received, model="chat", key="team-a", user="user-1234"))
             begun = time.perf_counter()
-            body = encode(make_record(name, received, text))
-            log.append(name, body, lambda written: ended(begun))
+            log.append(make_record(name, received, text), lambda written: ended(begun))
 
         def ended(begun: float) -> None:
             times.append(time.perf_counter() - begun)
@@ -234,12 +235,11 @@ def fill(folder: Path, count: int, size: int) -> int:
     for number, text in zip(range(count), texts(size), strict=False):
         record = make_record(f"req_{number:07}", begin + number * DAY // count, text)
         record.model = MODELS[number % len(MODELS)]
-        body = encode(record)
-        written += len(body)
-        batch.pieces += (writer.salt.header(Kind.RECORD, body), body)
-        batch.ended.append(record.request_id)
-        if len(batch.ended) == 200 or number == count - 1:
+        batch.endings.append(record)
+        if len(batch.endings) == 200 or number == count - 1:
+            batch.put_together(writer.salt)
             writer.write([batch], 0.0)
+            written += sum(map(len, batch.pieces[1::2]))
             batch = Batch()
     writer.close()
     return written // count
@@ -293,7 +293,7 @@ def measure_kills(folder: Path, count: int, before: dict[str, Kills]) -> dict[st
 
 def page(result: Result) -> str:
     """The figures, as Markdown."""
-    lines = [
+    said = [
         "# The request log\n",
         f"{result.date}, {result.machine.cpu}, {result.machine.cores} cores; "
         + ", ".join(f"{name} {version}" for name, version in result.versions.items())
@@ -309,14 +309,16 @@ def page(result: Result) -> str:
             for one in result.appending
         ),
     ]
-    lines += [
+    said += [
         f"\nThis disk takes {one.probe:,.0f} commits of {IN_FLIGHT * TEXT_BYTES // 1000} kB a second with nothing else "
         f"going on: {one.probe * IN_FLIGHT:,.0f} records/s is the limit for `disk` with {IN_FLIGHT} in flight."
         for one in result.appending
         if one.probe is not None
     ]
+    if result.passing is not None:
+        said += lines(result.passing)
     if result.compacting:
-        lines += [
+        said += [
             "\n## Compaction and questions\n\nRecords of a day, of three models, with texts of random words, go from "
             "closed segments into the Delta Lake table. The question is for the 95th percentiles of the time to the "
             "first token and to the end, by model and hour; opening is everything before it can be asked.\n",
@@ -329,7 +331,7 @@ def page(result: Result) -> str:
             ),
         ]
     if result.kills:
-        lines += [
+        said += [
             "\n## Kills\n\nA process that appends is killed (SIGKILL) at random moments; closed segments are compacted "
             "meanwhile.\n",
             "| | kills | acknowledged | in the table | of them aborted | missing | twice |",
@@ -340,7 +342,7 @@ def page(result: Result) -> str:
                 for what, one in result.kills.items()
             ),
         ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*said, ""])
 
 
 def known(path: Path) -> Result | None:
@@ -355,6 +357,8 @@ def main() -> None:
     """Measure what was asked for, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--append", type=int, default=0, help="records to append with each durability")
+    parser.add_argument("--passing", type=int, default=0, help="turns of gateways with and without a log")
+    parser.add_argument("--rig", type=Path, default=Path("../shared/rig"), help="the folder with the rig's sources")
     parser.add_argument("--compact", type=int, default=0, help="records to compact")
     parser.add_argument("--text", type=int, default=TEXT_BYTES, help="bytes of text of those (default: 5000)")
     parser.add_argument("--kills", type=int, default=0, help="processes to kill with each durability")
@@ -362,13 +366,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on the disk to measure")
     parser.add_argument("--out", type=Path, default=Path("bench/results/log.json"))
     args = parser.parse_args()
-    if not (args.append or args.compact or args.kills):
+    if not (args.append or args.passing or args.compact or args.kills):
         args.append = 100_000
     versions = {name: version_of(name) for name in ("penstock", "msgspec", "xxhash", "deltalake", "duckdb", "uvloop")}
     result = known(args.out) or Result("", describe(), versions)
     result.date, result.machine, result.versions = datetime.date.today().isoformat(), describe(), versions
     if args.append:
         result.appending = measure_appending(args.folder, args.append)
+    if args.passing:
+        result.passing = measure_passing(args.rig, args.folder, args.passing)
     if args.compact:
         one = measure_compacting(args.folder, args.compact, args.text)
         others = [old for old in result.compacting if old.size // 100 != one.size // 100]

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from flywheel.log import Durability, Log
-from flywheel.record import VERSION, Content, Record, encode
+from flywheel.record import VERSION, Content, Record
 
 IN_FLIGHT = 64
 
@@ -131,11 +131,11 @@ async def _append(folder: Path, number: int, durability: Durability, said: int) 
     def next_request() -> None:
         name = f"{number}-{next(counter)}"
         received = time.time_ns() // 1000
-        log.begin(name, encode(Record(VERSION, name, received, model="chat")))
+        log.begin(Record(VERSION, name, received, model="chat"))
         text = b"x" * random.randrange(8000)
-        body = encode(Record(VERSION, name, received, "ok", 200, model="chat", content=Content("full", text)))
+        record = Record(VERSION, name, received, "ok", 200, model="chat", content=Content("full", text))
         after = random.random() * 0.005
-        loop.call_later(after, log.append, name, body, lambda written: acknowledged(name, written))
+        loop.call_later(after, log.append, record, lambda written: acknowledged(name, written))
 
     def acknowledged(name: str, written: bool) -> None:
         if written:

@@ -22,9 +22,9 @@ from time import monotonic
 from typing import Final, Literal, NamedTuple
 
 from flywheel.log.batch import Batch, Done
-from flywheel.log.frame import Kind
 from flywheel.log.recovery import Recovered
 from flywheel.log.segment_writer import SegmentWriter
+from flywheel.record import Feedback, Record
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +69,13 @@ class Log:
     ) -> None:
         self._folder = folder
         self._writer = SegmentWriter(folder, segment_bytes, segment_seconds, durability == "disk")
-        self._header = self._writer.salt.header
         self._in_thread = durability == "disk"
         self._backlog_bytes = backlog_bytes
         self._patience = patience
         self._loop: asyncio.AbstractEventLoop | None = None
         self._batch: Batch | None = None
-        self._begun: set[str] = set()
         self._handed: deque[Batch] = deque()
+        self._begun: set[str] = set()  # in what is handed over
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._results: deque[_Result] = deque()
         self._thread: threading.Thread | None = None
@@ -113,39 +112,34 @@ class Log:
             self._failed(error)
         self._tick_handle = self._loop.call_later(_TICK, self._tick)
 
-    def begin(self, request_id: str, body: bytes) -> None:
-        """A request was let in. ``body``: its record as it is now, and for ever if this process is killed."""
+    def begin(self, record: Record) -> None:
+        """A request was let in. As its record is at the end of the loop's round, it stays if this process is killed."""
         batch = self._batch or self._next_batch()
-        batch.pieces += (self._header(Kind.BEGIN, body), body)
-        batch.begun[request_id] = body
-        self._begun.add(request_id)
+        batch.beginnings.append(record)
 
-    def append(self, request_id: str, body: bytes, done: Done | None = None) -> None:
-        """A request has ended. ``body``: its record.
+    def append(self, record: Record, done: Done | None = None) -> None:
+        """A request has ended; nothing in its ``record`` may change any more.
 
         Args:
-            request_id: the record's.
-            body: encoded.
+            record: the request's.
             done: is called once the record is durable, with True; or with False where the disk doesn't take it now:
                 then it waits in the backlog, or is lost. Either way the answer's last byte may go out.
         """
         batch = self._batch or self._next_batch()
-        batch.pieces += (self._header(Kind.RECORD, body), body)
-        batch.ended.append(request_id)
+        batch.endings.append(record)
         if done is not None:
             batch.waiting.append(done)
         if self._loop is None:
-            self._lose_pending()
+            self._flush()
 
-    def feedback(self, request_id: str, body: bytes, done: Done | None = None) -> None:
+    def feedback(self, feedback: Feedback, done: Done | None = None) -> None:
         """Somebody thinks something of an answer. As `append`."""
         batch = self._batch or self._next_batch()
-        batch.pieces += (self._header(Kind.FEEDBACK, body), body)
-        batch.feedback += 1
+        batch.opinions.append(feedback)
         if done is not None:
             batch.waiting.append(done)
         if self._loop is None:
-            self._lose_pending()
+            self._flush()
 
     def close(self) -> None:
         """Write what waits, for a few seconds at most, and close the segment. May block: it is the end."""
@@ -175,18 +169,16 @@ class Log:
             self._loop.call_soon(self._flush)
         return batch
 
-    def _lose_pending(self) -> None:
-        """There is no loop any more, or not yet, that would write it."""
-        batch, self._batch = self._batch, None
-        if batch is not None:
-            self._lose(batch)
-
     def _flush(self) -> None:
         """Write what has come since the last time, or have it written."""
         batch, self._batch = self._batch, None
         if batch is None:  # `close` was quicker
             return
+        batch.put_together(self._writer.salt)
         now = monotonic()
+        if self._loop is None:
+            self._lose(batch)
+            return
         if self._in_thread or self._handed or now < self._avoid_until:
             self._hand(batch, now)
             return
@@ -205,7 +197,6 @@ class Log:
     def _settle(self, batch: Batch) -> None:
         """``batch`` is written: say so to whom still waits."""
         self.records += batch.records
-        self._begun.difference_update(batch.ended)
         batch.tell(True)
 
     def _hand(self, batch: Batch, now: float) -> None:
@@ -218,6 +209,7 @@ class Log:
         if self.trouble:
             batch.tell(False)
         self.backlog += batch.size
+        self._begun.update(batch.begun)
         self._handed.append(batch)
         self._queue.put(batch)
         if self._thread is None:
@@ -226,10 +218,8 @@ class Log:
 
     def _lose(self, batch: Batch) -> None:
         self._lost += batch.records
-        self._begun.difference_update(batch.begun)  # so that their ends, if those are lost as well, aren't looked for
         for request_id in batch.ended:
-            if request_id in self._begun:  # its beginning is, or will be, written
-                self._begun.discard(request_id)
+            if request_id in self._begun or self._writer.has_begun(request_id):  # or will be, and is not lost with it
                 self._writer.forget(request_id)
         batch.tell(False)
 
@@ -280,6 +270,7 @@ class Log:
             for _ in range(result.batches):
                 batch = self._handed.popleft()
                 self.backlog -= batch.size
+                self._begun.difference_update(batch.begun)
                 if result.given_up:
                     self._lose(batch)
                 else:

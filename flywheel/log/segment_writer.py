@@ -85,6 +85,10 @@ class SegmentWriter:
         if file.size >= self._segment_bytes or now - self._opened >= self._segment_seconds:
             self._rotate(now)
 
+    def has_begun(self, request_id: str) -> bool:
+        """Whether a request's beginning is written, and its end isn't. From any thread."""
+        return request_id in self._open
+
     def forget(self, request_id: str) -> None:
         """A request whose beginning was, or will be, written has no end: its record is lost. From any thread."""
         self._forgotten.add(request_id)

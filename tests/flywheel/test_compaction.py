@@ -21,7 +21,7 @@ from flywheel.log.folder import closed_path, open_path, segments, writer_folders
 from flywheel.log.frame import Kind, Salt
 from flywheel.log.reading import all_segments, anything_closed
 from flywheel.query import connect
-from flywheel.record import VERSION, Content, Feedback, Record, Sampling, encode
+from flywheel.record import VERSION, Content, Feedback, Record, Sampling
 from flywheel.table import Table
 from tests.flywheel.log.driving import append, begin, record, with_text
 
@@ -38,7 +38,7 @@ def write(folder: Path, *items: Record | Feedback, segment_bytes: int = 64 << 20
             if isinstance(item, Record):
                 assert await append(log, item)
             else:
-                log.feedback(item.request_id, encode(item))
+                log.feedback(item)
         log.close()
 
     asyncio.run(run())

@@ -7,7 +7,7 @@ from pathlib import Path
 from flywheel.log import Log
 from flywheel.log.frame import Kind
 from flywheel.log.reading import read_frames
-from flywheel.record import VERSION, Content, Record, decode_record, encode
+from flywheel.record import VERSION, Content, Record, decode_record
 
 RECEIVED = 1_690_000_000_000_000  # 2023-07-22
 
@@ -26,13 +26,13 @@ def with_text(number: int, size: int) -> Record:
 async def append(log: Log, one: Record) -> bool:
     """Append a record; whether it was written."""
     done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    log.append(one.request_id, encode(one), done.set_result)
+    log.append(one, done.set_result)
     return await asyncio.wait_for(done, 20)
 
 
 def begin(log: Log, one: Record) -> None:
     """Log the beginning of a request."""
-    log.begin(one.request_id, encode(one))
+    log.begin(one)
 
 
 def records(folder: Path) -> list[Record]:

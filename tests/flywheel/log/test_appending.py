@@ -15,7 +15,7 @@ from flywheel.log import Durability, Log
 from flywheel.log.folder import take, writer_folders
 from flywheel.log.frame import Frames, Kind, Salt
 from flywheel.log.reading import all_segments, read_frames
-from flywheel.record import decode_head, encode
+from flywheel.record import VERSION, Feedback, decode_head
 from tests.flywheel.log.driving import append, begin, outcomes, record, records, with_text
 
 DURABILITIES: tuple[Durability, ...] = ("os", "disk")
@@ -38,7 +38,7 @@ async def _appended(folder: Path, durability: Durability) -> None:
     assert await append(log, record(1))
     assert outcomes(folder) == {"req_1": "ok"}  # before anything is closed
     assert kinds(folder) == [(Kind.BEGIN, "req_1"), (Kind.RECORD, "req_1")]
-    log.feedback("req_1", encode(record(1)))
+    log.feedback(Feedback(VERSION, "req_1", 5))
     log.close()
     assert kinds(folder)[-1] == (Kind.FEEDBACK, "req_1")
     assert [segment.closed for segment in all_segments(folder)] == [True]
@@ -114,7 +114,7 @@ def test_what_is_under_way_at_the_close_is_aborted(tmp_path: Path) -> None:
         log.start()
         begin(log, record(1, outcome="aborted", key="team"))
         log.close()
-        log.append("req_2", encode(record(2)))  # too late: counted, not raised
+        log.append(record(2))  # too late: counted, not raised
         assert log.lost == 1
 
     asyncio.run(run())
@@ -404,7 +404,7 @@ def test_who_waits_may_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     async def run() -> None:
         log = Log(tmp_path)
         log.start()
-        log.append("req_1", encode(record(1)), fail)
+        log.append(record(1), fail)
         assert await append(log, record(2))
         log.close()
 
