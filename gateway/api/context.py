@@ -11,6 +11,7 @@ from gateway.fleet.native import RequestFailed, WorkerLost
 from gateway.fleet.served_model import ServedModel
 from gateway.record.recorder import Recorder
 from gateway.telemetry.metrics import Metrics
+from gateway.traffic.conversations import Conversations
 from gateway.traffic.keys import Keyring
 from gateway.traffic.limits.limiter import Limiter
 from gateway.traffic.rollout.service import Rollouts
@@ -67,6 +68,7 @@ class Context:
         self.reload: Callable[[], Awaitable[list[str]]] | None = None
         """Reads the configuration file again and says what has changed."""
         self.responses = ResponseStore()
+        self.conversations = Conversations()
         self.batches: Batches | None = None
         self.rollouts: Rollouts | None = None
         self.shadows: Shadows | None = None

@@ -20,6 +20,8 @@ from gateway.lane.inside import BrokenOffError, Inside
 from gateway.lane.lane import Lane
 from gateway.lane.scan import skim
 from gateway.telemetry.metrics import Outcome, outcome_of
+from gateway.traffic.conversations import ENDPOINT as RESPONSES
+from gateway.traffic.conversations import Reading, previous_response
 from gateway.traffic.routes import (
     HEADER,
     ONLY,
@@ -100,6 +102,7 @@ class _Answering:
         self._over = False  # and that is past
         self._limit: asyncio.Timeout | None = None
         self._watched: Watched | None = None
+        self._response: Reading | None = None
         self._assignment: Assignment
 
     async def answer(self) -> None:
@@ -141,6 +144,8 @@ class _Answering:
             self._may_take_until(None)  # it has only to be put on record
         if self._watched is not None:
             self._watched.add(data)
+        if self._response is not None and self._exchange.status < 300:
+            self._response.add(data)
 
     def _may_take_until(self, end: float | None) -> None:
         if self._limit is not None:
@@ -156,6 +161,8 @@ class _Answering:
         wanted = next((value.decode("latin-1") for name, value in exchange.sent if name == HEADER.encode()), "")
         said = asking(route.plan.sticky, self._asked, exchange.sent, exchange.key.id, exchange.request_id)
         assignment = route.assign(said, wanted)
+        if not wanted and (previous := previous_response(self._endpoint, self._asked)):
+            assignment = self._where_held(assignment, previous)
         if exchange.recording is not None:
             exchange.recording.record.sticky_hash = assignment.drawn
         if context.watching is not None and not exchange.background:
@@ -164,6 +171,14 @@ class _Answering:
         if route.plan.total is not None and not exchange.background:
             self._end = self._clock() + route.plan.total
         return assignment
+
+    def _where_held(self, assignment: Assignment, previous: str) -> Assignment:
+        """Go where the response is that the request goes on from."""
+        context = self._context
+        if context.responses.get(previous, self._exchange.key.id) is not None:
+            return self._route.where_held(assignment, lambda target: context.lane_to(target) is None)
+        holder = context.conversations.target_of(previous)
+        return self._route.where_held(assignment, lambda target: target == holder)
 
     async def _answer(self) -> None:
         place = 0
@@ -216,6 +231,8 @@ class _Answering:
         exchange.uncertainty = None
         del exchange.headers[self._headers :]  # an earlier target's
         lane = context.lane_to(way.target)
+        reads = lane is not None and self._endpoint == RESPONSES
+        self._response = Reading(context.conversations, way.target) if reads else None
         if lane is not None:
             await _pass_through(
                 context,

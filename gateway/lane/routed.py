@@ -19,6 +19,8 @@ from gateway.telemetry.metrics import Outcome
 from gateway.traffic.keys import Key
 from gateway.traffic.limits.limit import Account
 from gateway.traffic.limits.limiter import Counted, Tab
+from gateway.traffic.conversations import ENDPOINT as RESPONSES
+from gateway.traffic.conversations import Reading, previous_response
 from gateway.traffic.routes import Assignment, Cause, Route, asking, cause_of, failed_code
 from gateway.traffic.watching import Watched
 from gateway.wire import errors
@@ -102,6 +104,7 @@ class RoutedExchange(Exchange):
         "_late",
         "_over",
         "_reached",
+        "_response",
         "_route",
         "_sent",
         "_watched",
@@ -121,6 +124,7 @@ class RoutedExchange(Exchange):
         self._sent = False  # off to some target
         self._final = False  # nothing else is tried any more
         self._watched: Watched | None = None
+        self._response: Reading | None = None
         self._late: TimerHandle | None = None
         self._over: TimerHandle | None = None
         self.variant = heads.DEFAULT
@@ -146,6 +150,9 @@ class RoutedExchange(Exchange):
         user = self._skimmed.user if self._skimmed is not None else None
         said = asking(plan.sticky, self._asked, self.head.headers, key.id, request_id, user)
         self._assignment = route.assign(said, self.head.variant)
+        if not self.head.variant and (previous := previous_response(self.endpoint, self._asked)):
+            holder = context.conversations.target_of(previous)
+            self._assignment = route.where_held(self._assignment, lambda target: target == holder)
         if self._recording is not None:
             self._recording.record.sticky_hash = self._assignment.drawn
         if context.watching is not None:
@@ -163,10 +170,13 @@ class RoutedExchange(Exchange):
             ApiError: there is none.
         """
         assert self._assignment is not None
+        context = self._lanes.context
         while True:
             way = self._assignment.ways[place]
             self._at, self.variant = place, way.variant.encode()
             lane = self._by_target[way.target]
+            if self.endpoint == RESPONSES:
+                self._response = Reading(context.conversations, way.target)
             self._take_lane(lane, way.edit.apply(self.endpoint, self._asked) if way.edit else self._asked)
             try:
                 return lane.ready(self.model, self._received)
@@ -235,13 +245,16 @@ class RoutedExchange(Exchange):
     # The answer
 
     def _seen(self) -> Seen | None:
-        return self._see if self._watched is not None else super()._seen()
+        return self._see if self._watched is not None or self._response is not None else super()._seen()
 
     def _see(self, data: bytes) -> None:
         if self._recording is not None:
             self._recording.arrived(data)
-        if self._watched is not None and self._winner is not None and self._winner.status < 300:
-            self._watched.add(data)
+        if self._winner is not None and self._winner.status < 300:
+            if self._watched is not None:
+                self._watched.add(data)
+            if self._response is not None:
+                self._response.add(data)
 
     def _win(self, connection: Connection) -> None:
         self._cancel(self._late)

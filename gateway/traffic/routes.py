@@ -5,7 +5,7 @@ A name that leads to one target and nothing else has no route: its requests take
 assigned to, then the fallbacks, each for the causes that it is meant for.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -152,11 +152,13 @@ class Route:
         self.stable = plan.variants[0].name
         self.canary = plan.variants[1].name if plan.rollout is not None else None
         self._variants: Variants
+        self._withdrawn: str | None
         self.weigh(None)
 
     def weigh(self, percent: float | None) -> None:
         """Give the canary so many percent of the requests; None: all variants what the configuration says."""
         variants = self.plan.variants
+        self._withdrawn = self.canary if percent == 0 else None
         weights = [one.weight for one in variants] if percent is None else [100.0 - percent, percent]
         weighted = [Weighted(one.name, weight) for one, weight in zip(variants, weights, strict=True)]
         self._variants = Variants(self.name, weighted)
@@ -176,6 +178,19 @@ class Route:
         key, sticks = sticky_key(self.plan.sticky, asking)
         variant, drawn = self._variants.draw(key)
         return Assignment(self, self._ways[variant], by_chance=True, unit=key if sticks else "", drawn=drawn)
+
+    def where_held(self, assignment: Assignment, holds: Callable[[str], bool]) -> Assignment:
+        """Lead a request to the targets alone that hold what it goes on from: its own variant's if that is one of them.
+
+        It is no evidence then, as chance has not chosen. Where no target holds anything, or only a canary that was
+        rolled back, it goes where it went.
+        """
+        own, *fallbacks = assignment.ways
+        held: dict[str, Way] = {}
+        for way in (own, *(ways[0] for ways in self._ways.values()), *fallbacks):
+            if holds(way.target) and way.variant != self._withdrawn:
+                held.setdefault(way.target, way)
+        return assignment._replace(ways=tuple(held.values()), by_chance=False) if held else assignment
 
     def to(self, target: str) -> Assignment:
         """Lead a request to one target alone, whatever is configured."""

@@ -220,7 +220,8 @@ def previous_response_not_found(id: str) -> ApiError:
     """400: a request goes on from a response that isn't there."""
     return ApiError(
         400,
-        f"Previous response with id '{id}' not found.",
+        f"Previous response with id '{id}' not found. Responses are kept for a while, by whoever made them: send the "
+        "conversation itself as input.",
         code="previous_response_not_found",
         param="previous_response_id",
     )
