@@ -16,11 +16,11 @@ from gateway.lane.meter import estimated_prompt, longest_answer
 from gateway.lane.scan import Skimmed
 from gateway.lane.stream import Seen
 from gateway.telemetry.metrics import Outcome
+from gateway.traffic.conversations import ENDPOINT as RESPONSES
+from gateway.traffic.conversations import Reading, previous_response
 from gateway.traffic.keys import Key
 from gateway.traffic.limits.limit import Account
 from gateway.traffic.limits.limiter import Counted, Tab
-from gateway.traffic.conversations import ENDPOINT as RESPONSES
-from gateway.traffic.conversations import Reading, previous_response
 from gateway.traffic.routes import Assignment, Cause, Route, asking, cause_of, failed_code
 from gateway.traffic.watching import Watched
 from gateway.wire import errors
