@@ -59,8 +59,8 @@ def test_all_that_is_told_is_heard_in_order(tmp_path: Path) -> None:
                 other.tell(came(uid))
             await until(lambda: len(heard.reports) == len(EVERYTHING) + 6000)
             for number in (1, 2):
-                uids = [report.uid for its, report in heard.reports[len(EVERYTHING) :] if its == number]
-                assert uids == list(range(3000))
+                told = [report for its, report in heard.reports[len(EVERYTHING) :] if its == number]
+                assert told == [came(uid) for uid in range(3000)]
             one.tell(came(7))
         assert (1, came(7)) in heard.reports  # it ended before it had to tell
         assert sorted(heard.gone) == [1, 2]
