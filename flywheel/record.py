@@ -94,7 +94,7 @@ class Record(msgspec.Struct, array_like=True, gc=False):
 
     Attributes:
         version: of this struct, as its writer knew it.
-        request_id: unique; what feedback names.
+        request_id: what feedback names; a client's own, which is told apart where it comes twice to one process.
         received: when its last byte came, in microseconds since 1970 (UTC).
         outcome: ``ok``; ``invalid`` (the client's fault); ``refused`` (a limit, or a full queue); ``failed`` (the
             server's fault); ``disconnected`` (the client left first); ``aborted`` (the process ended before it did).

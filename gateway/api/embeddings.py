@@ -64,7 +64,7 @@ async def embed(context: Context, exchange: Exchange) -> None:
         exchange.headers += [(name.encode(), value.encode()) for name, value in exchange.tab.headers.items()]
         seat.leave()
         if exchange.recording is not None and stream is not None and stream.placed is not None:
-            exchange.recording.reached(stream.placed)
+            exchange.recording.reached(stream.placed, stream.placements)
             exchange.recording.record.worker = stream.worker
         if watcher is not None:
             watcher.cancel()

@@ -317,7 +317,7 @@ class Generation:
         if stream is not None and stream.worker:
             recording.record.worker = stream.worker
         if stream is not None and stream.placed is not None:
-            recording.reached(stream.placed)
+            recording.reached(stream.placed, stream.placements)
         if not self._first:
             usage = self._usage()
             recording.counted(

@@ -70,6 +70,8 @@ async def handle(context: Context, exchange: Exchange, endpoint: str, handler: H
     if route is not None:
         await _Answering(context, exchange, endpoint, handler, route, body, streams=bool(skimmed.stream)).answer()
     elif exchange.background and model not in context.models and (lane := context.lane_of(model)) is not None:
+        if exchange.recording is not None:
+            exchange.recording.placed(lane.targets.group, "")
         await _pass_through(context, exchange, endpoint, lane, ONLY, lambda cause: False)
     else:
         await handler(context, exchange)
@@ -304,6 +306,8 @@ async def _pass_through(
             code = failed_code(status, kept[0])
             if goes_over(cause_of(status, code)):
                 raise errors.ApiError(status, "The target could not answer.", code=code or "bad_upstream")
+            if exchange.recording is not None:
+                exchange.recording.refused(kept[0])
         await exchange.relay(status, [header for header in inside.headers if header[0] not in _HOP])
         for part in kept:
             await exchange.send(part)

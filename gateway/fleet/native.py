@@ -170,7 +170,7 @@ class OutputStream:
     request never has more outputs than its ``max_tokens``. All its requests are for ``adapter``, if there is one.
     """
 
-    __slots__ = ("_asks", "_carrier", "_outputs", "_reason", "_waiter", "adapter", "placed", "worker")
+    __slots__ = ("_asks", "_carrier", "_outputs", "_reason", "_waiter", "adapter", "placed", "placements", "worker")
 
     def __init__(self, carrier: Carrier, adapter: str = "") -> None:
         self._carrier = carrier
@@ -179,6 +179,8 @@ class OutputStream:
         """The name of the worker from which something came last for the first time."""
         self.placed: float | None = None
         """When a worker got the first of the requests, by ``perf_counter``; None: it is still to be placed."""
+        self.placements = 0
+        """How many workers had the one of its requests that the most had, one after the other."""
         self._asks: dict[int, Ask] = {}
         self._outputs: list[Output] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -359,8 +361,10 @@ class WorkerLink(asyncio.Protocol):
         ask.link = self
         ask.fresh = True
         ask.placements += 1
-        if ask.stream.placed is None:
-            ask.stream.placed = perf_counter()
+        stream = ask.stream
+        stream.placements = max(stream.placements, ask.placements)
+        if stream.placed is None:
+            stream.placed = perf_counter()
         self._transport.write(frame(ask.message(self.loop.time())))
 
     async def load_adapter(self, name: str, folder: str) -> None:

@@ -70,8 +70,8 @@ class Recording:
     """
 
     __slots__ = (
-        "_begun", "_body", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail", "_told",
-        "over", "record", "timing", "trace",
+        "_begun", "_body", "_counted", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail",
+        "_told", "over", "record", "timing", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +86,7 @@ class Recording:
         self._size = 0
         self._tail = b""
         self._last = 0.0
+        self._counted = 0  # of the attempts, those by the target that has it
         self._said = self._begun = self._told = self.over = False
         self.timing = timing = Timing()
         self.record = Record(
@@ -155,6 +156,7 @@ class Recording:
         if record.provider_name:
             record.provider_name = ""
         record.attempts += 1
+        self._counted = 1
         if timing.placed is None:
             timing.placed = perf_counter() - self._started
 
@@ -178,9 +180,10 @@ class Recording:
         self.record.worker = worker
         self.record.attempts += 1
 
-    def reached(self, moment: float) -> None:
-        """A worker of ours has got it, at ``moment`` by ``perf_counter``."""
-        self.record.attempts = max(self.record.attempts, 1)
+    def reached(self, moment: float, workers: int) -> None:
+        """So many workers of ours have got it, the first at ``moment`` by ``perf_counter``."""
+        self.record.attempts += workers - self._counted
+        self._counted = workers
         self.timing.placed = max(0.0, moment - self._started)
 
     def tokens(self) -> None:
@@ -232,6 +235,7 @@ class Recording:
 
     def refused(self, body: bytes) -> None:
         """The client is told of an error in an upstream's own words."""
+        self.record.stream = False
         with contextlib.suppress(*UNREADABLE):
             said = _fault(body).error
             kind = said.code if isinstance(said.code, str) else said.type or ""

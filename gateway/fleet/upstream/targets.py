@@ -21,7 +21,7 @@ class Targets:
 
     def __init__(self, options: UpstreamOptions, models: frozenset[str] | None = None, group: str = "") -> None:
         self.options = options
-        self._group = group
+        self.group = group
         self._models = models
         self._here: dict[Address, Target] = {}
         self._leaving: list[Target] = []
@@ -47,7 +47,7 @@ class Targets:
         """Have a target, or have it still."""
         found = self._here.get(address)
         if found is None:
-            found = self._here[address] = Target(address, self.options, self._models, self._group)
+            found = self._here[address] = Target(address, self.options, self._models, self.group)
             log.info("upstream=%s added", found.name)
             self.changed()
             for tell in self.on_added:

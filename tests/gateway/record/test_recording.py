@@ -11,6 +11,8 @@ from flywheel.log.frame import Kind
 from flywheel.log.reading import read_frames
 from flywheel.record import Record, decode_record
 from flywheel.user_keys import UserKeys, keys_path
+from gateway.record.recorder import Recorder
+from gateway.record.recording import Recording
 from tests.gateway.harness import run
 from tests.gateway.lane.upstream import USAGE, Talk, obliging, sse
 from tests.gateway.traffic.harness import chat, configured
@@ -240,11 +242,15 @@ def test_what_other_endpoints_answers_say(tmp_path: Path, model_folder: Path) ->
     run(scenario())
 
 
-def test_an_error_is_no_answer(tmp_path: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize("here", [None, 1])
+def test_an_error_is_no_answer(here: int | None, tmp_path: Path, model_folder: Path) -> None:
+    """Whether all of a route's targets are upstreams or one is a worker of ours, which it could fall back to."""
+
     async def scenario() -> None:
+        text = settings(tmp_path).replace("timeout: {total: 5s}", "fallback: [b]")
         async with (
-            targets(tmp_path, model_folder, failing(422, code="too_odd")) as (section, _),
-            configured(tmp_path, settings(tmp_path) + section) as gateway,
+            targets(tmp_path, model_folder, failing(422, code="too_odd"), obliging, here=here) as (section, _),
+            configured(tmp_path, text + section) as gateway,
         ):
             for number, model in enumerate(("plain", "chat"), 1):
                 await gateway.post(chat(model=model, stream=True))
@@ -254,6 +260,19 @@ def test_an_error_is_no_answer(tmp_path: Path, model_folder: Path) -> None:
                 assert record.timing is not None and record.timing.first_token is None
 
     run(scenario())
+
+
+def test_every_worker_that_had_it_is_an_attempt() -> None:
+    recording = Recording(Recorder(None), "r1", "/v1/chat/completions")
+    for workers in (1, 2, 2):  # it is told again and again how many there were
+        recording.reached(0.0, workers)
+        assert recording.record.attempts == workers
+    recording.placed("b", "")
+    recording.reached(0.0, 1)
+    assert recording.record.attempts == 3
+    recording.placed("c", "")
+    recording.sent_on("c/1", "openai", 2)
+    assert recording.record.attempts == 5
 
 
 @pytest.mark.parametrize("here", [None, 0])
