@@ -68,7 +68,7 @@ class Exporter:
         self._started = time.time_ns()
         self._queue: deque[tuple[Record, Trace]] = deque()
         self._wake = threading.Event()
-        self._stop = False
+        self._stop = threading.Event()
         self.lost = 0
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._thread.start()
@@ -89,7 +89,7 @@ class Exporter:
 
     def close(self) -> None:
         """Send what is left, within a few seconds, and stop."""
-        self._stop = True
+        self._stop.set()
         self._wake.set()
         self._thread.join(_FLUSH)
         self._spans.shutdown()  # type: ignore[no-untyped-call]  # a thread that waits for the collector gives up
@@ -105,7 +105,7 @@ class Exporter:
         while not last:
             self._wake.wait(min(self._every, max(0.0, next_metrics - monotonic())))
             self._wake.clear()
-            last = self._stop  # what came before that is there now
+            last = self._stop.is_set()  # what came before that is there now
             try:
                 self._send_spans()
                 if self._metrics is not None and (last or monotonic() >= next_metrics):
@@ -119,6 +119,7 @@ class Exporter:
             spans = [span for record, trace in batch for span in self._maker.spans(record, trace)]
             if self._spans.export(spans) is not SpanExportResult.SUCCESS:
                 self.lost += len(batch)
+                self._stop.wait(self._every)  # it has said so in the log, which isn't the place for hundreds of these
 
     def _send_metrics(self, exporter: OTLPMetricExporter) -> None:
         """Send all metrics as they stand."""
