@@ -234,12 +234,14 @@ class Recording:
         self.record.error_type, self.record.error_message = error.code or "", error.message[:_MESSAGE]
 
     def refused(self, body: bytes) -> None:
-        """The client is told of an error in an upstream's own words."""
-        self.record.stream = False
+        """The client is told of an error in an upstream's own words, which may be those of the request."""
+        record = self.record
+        record.stream = False
         with contextlib.suppress(*UNREADABLE):
             said = _fault(body).error
-            kind = said.code if isinstance(said.code, str) else said.type or ""
-            self.record.error_type, self.record.error_message = _short(kind), (said.message or "")[:_MESSAGE]
+            record.error_type = _short(said.code if isinstance(said.code, str) else said.type)
+            if said.message and self._recorder.mode(record.request_model, record.key) in ("full", "redacted"):
+                record.error_message = said.message[:_MESSAGE]
 
     def _again(self) -> None:
         self._output.clear()

@@ -335,6 +335,24 @@ def test_how_much_is_kept(tmp_path: Path, model_folder: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("content", ["hash", "none"])
+def test_what_an_upstreams_error_quotes_is_not_kept(content: str, tmp_path: Path, model_folder: Path) -> None:
+    async def quoting(talk: Talk) -> None:
+        talk.reply({"error": {"message": f"can't read {talk.request.json['messages'][0]['content']}"}}, 500)
+
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, quoting) as (section, _),
+            configured(tmp_path, settings(tmp_path, content) + section) as gateway,
+        ):
+            for model in ("plain", "chat"):
+                assert b"my words" in (await gateway.post(chat("my words", model=model))).body
+            await record_of(tmp_path, 2)
+            assert not any(b"my words" in frame.body for frame in read_frames(tmp_path / "log"))
+
+    run(scenario())
+
+
 def test_what_is_redacted_never_touches_the_disk(tmp_path: Path, model_folder: Path) -> None:
     async def scenario() -> None:
         async with (
