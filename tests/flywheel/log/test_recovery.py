@@ -14,6 +14,8 @@ from flywheel.record import encode
 from tests.flywheel.log.driving import append, outcomes, record, records
 
 SALT = Salt(5)
+UNUSED = 3
+"""The byte of a header that means nothing."""
 
 
 def begun(number: int) -> bytes:
@@ -117,6 +119,32 @@ def test_an_id_that_a_client_says_again_is_of_another_request(tmp_path: Path, fo
     left(folder, 1, begun(1), ended(1), SALT.header(Kind.BEGIN, body) + body)
     assert recover(folder).aborted == 1
     assert [one.outcome for one in records(tmp_path)] == ["ok", "aborted"]
+
+
+def test_whatever_is_damaged_the_rest_is_recovered(tmp_path: Path, folder: Path) -> None:
+    """A bit turned at every place, and the file cut at another: who is whole on the disk has one record, once."""
+    draw = random.Random(3)
+    frames = [begun(1), begun(2), ended(1), begun(3), ended(3)]
+    data = SALT.start() + b"".join(frames)
+    ends = [START_SIZE + sum(map(len, frames[: place + 1])) for place in range(len(frames))]
+    for place in range(START_SIZE, len(data)):
+        for segment in segments(folder):
+            segment.path.unlink()
+        broken = bytearray(data)
+        broken[place] ^= 1 << draw.randrange(8)
+        size = draw.randrange(place, len(data) + 1)
+        open_path(folder, 1).write_bytes(broken[:size])
+        recover(folder)
+        whole = [
+            end <= size and (not end - len(frame) <= place < end or place == end - len(frame) + UNUSED)
+            for frame, end in zip(frames, ends, strict=True)
+        ]
+        has_begun = {1: whole[0], 2: whole[1], 3: whole[3]}
+        has_ended = {1: whole[2], 2: False, 3: whole[4]}
+        expected = {
+            f"req_{one}": "ok" if has_ended[one] else "aborted" for one in (1, 2, 3) if has_begun[one] or has_ended[one]
+        }
+        assert outcomes(tmp_path) == expected, (place, size)
 
 
 def test_requests_that_go_on_are_left_alone(tmp_path: Path, folder: Path) -> None:
