@@ -315,6 +315,8 @@ async def _pass_through(
             if exchange.recording is not None:
                 exchange.recording.tokens()
             await exchange.send(part)
+        if exchange.recording is not None and inside.broken is not None:
+            exchange.recording.failed(inside.broken)
         await exchange.end(b"", inside.outcome)
     except BrokenOffError:
         raise errors.bad_upstream("The upstream broke off its answer.") from None

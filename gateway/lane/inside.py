@@ -97,6 +97,11 @@ class Inside:
         """What the answer says is wrong, where that isn't a target's answer; known once `head` has returned."""
         return self._passing.error
 
+    @property
+    def broken(self) -> errors.ApiError | None:
+        """Why the answer has no end of its own; known once `parts` has."""
+        return self._passing.broken
+
     async def head(self) -> int:
         """The answer's status, once it is there; `headers` then, too.
 

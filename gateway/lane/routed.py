@@ -34,11 +34,11 @@ class GivenExchange(Exchange):
     """A request from within, for whoever has this ``key``, that goes to a ``lane`` which was chosen already.
 
     ``tab`` is what the whole request has of its key's limits. It is called ``variant`` in its answer. ``background``:
-    nobody waits for it; ``unseen``: no client asked for it. ``outcome`` is what has become of it, once it is over, and
-    ``error`` what it was answered with where that isn't a target's answer.
+    nobody waits for it; ``unseen``: no client asked for it. ``outcome`` is what has become of it, once it is over,
+    ``error`` what it was answered with where that isn't a target's answer, and ``broken`` why its answer has no end.
     """
 
-    __slots__ = ("_given", "_given_key", "_tab", "background", "error", "outcome", "unseen", "variant")
+    __slots__ = ("_given", "_given_key", "_tab", "background", "broken", "error", "outcome", "unseen", "variant")
 
     inner = True
 
@@ -63,6 +63,7 @@ class GivenExchange(Exchange):
         self.background = background
         self.unseen = unseen
         self.error: errors.ApiError | None = None
+        self.broken: errors.ApiError | None = None
         self.outcome: Outcome = "failed"
 
     def _key(self) -> Key:
@@ -82,6 +83,10 @@ class GivenExchange(Exchange):
     def _find_lane(self, key: Key) -> list[Target]:
         self._take_lane(self._given, self.body)
         return self._given.ready(self.model, self._received)
+
+    def _break(self, error: errors.ApiError) -> None:
+        self.broken = error
+        super()._break(error)
 
     def _fail(self, error: errors.ApiError) -> None:
         self.error = error

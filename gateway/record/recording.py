@@ -296,7 +296,7 @@ class Recording:
         if record.stream and record.sampling is not None and (record.sampling.choice_count or 1) > 1:
             record.finish_reasons = stream_reasons(output) or record.finish_reasons
         if record.input_tokens is None and record.output_tokens is not None:  # Anthropic's streams begin with it
-            said = tally(output[:_HEAD])
+            said = tally(output[:_HEAD].partition(b"\n\n")[0])
             if said.prompt_tokens:
                 record.input_tokens, record.cached_tokens = said.prompt_tokens, said.cached_tokens
 

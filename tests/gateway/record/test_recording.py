@@ -127,11 +127,13 @@ async def broken(talk: Talk) -> None:
     talk.reset()
 
 
-def test_a_stream_that_breaks_is_recorded_as_failed(tmp_path: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize("here", [None, 1])
+def test_a_stream_that_breaks_is_recorded_as_failed(here: int | None, tmp_path: Path, model_folder: Path) -> None:
     async def scenario() -> None:
+        text = settings(tmp_path).replace("timeout: {total: 5s}", "fallback: [b]")
         async with (
-            targets(tmp_path, model_folder, broken) as (section, _),
-            configured(tmp_path, settings(tmp_path) + section) as gateway,
+            targets(tmp_path, model_folder, broken, obliging, here=here) as (section, _),
+            configured(tmp_path, text + section) as gateway,
         ):
             for number, model in enumerate(("plain", "chat"), 1):
                 answer = await gateway.post(chat(model=model, stream=True))
@@ -216,16 +218,17 @@ def test_what_an_answer_says_of_itself(model: str, stream: bool, tmp_path: Path,
 
 MESSAGE: list[dict[str, Any]] = [
     {"type": "message_start", "message": {"id": "msg_1", "model": "m-real", "usage": {"input_tokens": 9}}},
-    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 5000}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}},
     {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 2}},
     {"type": "message_stop"},
 ]
 
 
-def test_what_other_endpoints_answers_say(tmp_path: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize("size", [3, 5000])
+def test_what_other_endpoints_answers_say(size: int, tmp_path: Path, model_folder: Path) -> None:
     async def anthropic(talk: Talk) -> None:
         talk.begin_stream()
-        for event in MESSAGE:
+        for event in MESSAGE[:1] + MESSAGE[1:2] * size + MESSAGE[2:]:
             talk.chunk(b"event: %b\ndata: %b\n\n" % (event["type"].encode(), json.dumps(event).encode()))
         talk.writer.write(b"0\r\n\r\n")
 
