@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from engine.link import Failed
+from flywheel.record import Record
 from gateway.api.inside import ask
 from gateway.traffic.keys import hash_key
 from tests.gateway.harness import read_answer, request_bytes, run
@@ -319,9 +320,9 @@ def test_who_leaves_while_the_record_is_written(
             append: Any = recorder.log.append
             begun: list[str] = []
 
-            def later(request_id: str, *more: Any) -> None:
-                begun.append(request_id)
-                asyncio.get_running_loop().call_later(0.1, append, request_id, *more)
+            def later(record: Record, *more: Any) -> None:
+                begun.append(record.request_id)
+                asyncio.get_running_loop().call_later(0.1, append, record, *more)
 
             monkeypatch.setattr(recorder.log, "append", later)
             for number, stream in enumerate((False, True), 1):
