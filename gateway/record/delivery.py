@@ -12,14 +12,12 @@ if TYPE_CHECKING:
 class Delivery:
     """Stands before the client of a request that is recorded."""
 
-    __slots__ = ("_aborted", "_client", "_close", "_held", "_released")
+    __slots__ = ("_aborted", "_client", "_close", "_ended", "_held", "_released")
 
     def __init__(self, client: "Client") -> None:
         self._client: Client | None = client
         self._held: list[bytes] | None = None
-        self._released = False
-        self._aborted = False
-        self._close: bool | None = None
+        self._released = self._ended = self._aborted = self._close = False
 
     def write(self, data: bytes) -> None:
         """See `Client`."""
@@ -35,16 +33,17 @@ class Delivery:
 
     def release(self, written: bool) -> None:
         """The record is written, or can't be for now."""
-        held, self._held = self._held, None
         self._released = True
-        if held and self._client is not None:
-            self._client.write(held[0] if len(held) == 1 else b"".join(held))
-        self._finish()
+        held, self._held = self._held, None
+        client = self._client
+        if held and client is not None:
+            client.write(held[0] if len(held) == 1 else b"".join(held))
+        if self._ended:
+            self._finish()
 
     def close_after(self) -> None:
         """Nothing may follow this answer, even if it is complete already."""
-        if self._close is not None:
-            self._close = True
+        self._close = True
 
     def leave(self) -> None:
         """The client has gone: nothing is for it any more."""
@@ -53,20 +52,21 @@ class Delivery:
     def done(self, close: bool) -> None:
         """See `Client`."""
         self._close = close
-        self._finish()
+        self._ended = True
+        if self._released:
+            self._finish()
 
     def abort(self) -> None:
         """See `Client`."""
-        self._aborted = True
-        self._finish()
+        self._aborted = self._ended = True
+        if self._released:
+            self._finish()
 
     def _finish(self) -> None:
-        client = self._client
-        if client is None or not self._released:
+        client, self._client = self._client, None
+        if client is None:
             return
         if self._aborted:
-            self._client = None
             client.abort()
-        elif self._close is not None:
-            self._client = None
+        else:
             client.done(self._close)

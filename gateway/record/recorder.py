@@ -76,6 +76,7 @@ class Recorder:
         self._untold = Traces()
         self._modes: dict[tuple[str, str], Mode] = {}
         self._strict = _is_strict(plan)
+        self._usual = _usual(plan)
         self._ids: set[str] = set()
         self._older_ids: set[str] = set()
         self._keys: UserKeys | None = None
@@ -91,6 +92,7 @@ class Recorder:
             return False
         self._plan = plan
         self._strict = _is_strict(plan)
+        self._usual = _usual(plan)
         self._modes.clear()
         return True
 
@@ -147,9 +149,11 @@ class Recorder:
 
     def mode(self, model: str, key: str) -> Mode:
         """How much is kept of requests for ``model`` by ``key``."""
-        if self._plan is None:
-            return "none"
+        if self._usual is not None:
+            return self._usual
         plan = self._plan
+        if plan is None:
+            return "none"
         if model and model not in plan.models:
             model = _OTHER
         mode = self._modes.get((model, key))
@@ -187,6 +191,8 @@ class Recorder:
             keys = self.keys
             if keys is None and mode != "none":
                 raise OSError("the users' keys can't be had")
+            if mode == "full" and not record.user:
+                return Content(mode, asked, answered)  # as `keep` does
             return keep(mode, asked, answered, user=record.user, keys=keys)
         except Exception as error:  # whatever it is: that there was a request, is on record
             self._unsaid += 1
@@ -209,3 +215,8 @@ class Recorder:
         except (OSError, sqlite3.Error):
             kept = keep_feedback("none", feedback)
         self.log.feedback(kept, done)
+
+
+def _usual(plan: RecordPlan | None) -> Mode | None:
+    """How much is kept, where that is the same for all models and keys."""
+    return plan.content if plan is not None and not plan.models and not plan.keys else None

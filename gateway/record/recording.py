@@ -19,7 +19,7 @@ from gateway.lane.scan import TAIL, UNREADABLE, Asked, Skimmed, Tally, read_aske
 from gateway.record.recorder import Done, Recorder
 from gateway.telemetry.measures import PROVIDER
 from gateway.telemetry.metrics import Outcome
-from gateway.telemetry.trace import NOTHING, Carried
+from gateway.telemetry.trace import NO_TRACE, NOTHING, Carried
 from gateway.wire.errors import ApiError
 
 _OPERATIONS: Final = {
@@ -70,7 +70,7 @@ class Recording:
     """
 
     __slots__ = (
-        "_begun", "_body", "_counted", "_keeps", "_last", "_output", "_recorder", "_said", "_size", "_started", "_tail",
+        "_begun", "_body", "_counted", "_keeps", "_last", "_output", "_recorder", "_room", "_said", "_started", "_tail",
         "_told", "over", "record", "timing", "trace",
     )  # fmt: skip
 
@@ -83,23 +83,24 @@ class Recording:
         self.trace = trace = recorder.join(carried)
         self._body: bytes | None = None
         self._output: list[bytes] = []
-        self._size = 0
+        self._room = _MOST if keeps else 0
         self._tail = b""
         self._last = 0.0
         self._counted = 0  # of the attempts, those by the target that has it
         self._said = self._begun = self._told = self.over = False
         self.timing = timing = Timing()
-        self.record = Record(
+        self.record = record = Record(
             VERSION,
             recorder.unique(request_id) if keeps else request_id,
             time_ns() // 1000,
-            operation_name=_OPERATIONS.get(endpoint) or endpoint.rpartition("/")[2],
+            operation_name=_OPERATIONS[endpoint],
             endpoint=endpoint,
-            trace_id=trace.trace_id,
-            span_id=trace.span_id,
-            session=session[:_NAME],
             timing=timing,
         )
+        if trace is not NO_TRACE:
+            record.trace_id, record.span_id = trace.trace_id, trace.span_id
+        if session:
+            record.session = session[:_NAME]
 
     def asked(self, body: bytes, key: str, read: Skimmed | None = None) -> None:
         """Who asks for what, whether that is there or not; ``read`` is what was read of the ``body`` already.
@@ -149,16 +150,14 @@ class Recording:
 
     def placed(self, target: str, worker: str) -> None:
         """It is sent to somebody who may answer; what has come from others is thrown away."""
-        if self._last or self._size or self._tail:
+        record = self.record
+        if record.attempts:
             self._again()
-        record, timing = self.record, self.timing
+        else:
+            self.timing.placed = perf_counter() - self._started
         record.target, record.worker = target, worker
-        if record.provider_name:
-            record.provider_name = ""
         record.attempts += 1
         self._counted = 1
-        if timing.placed is None:
-            timing.placed = perf_counter() - self._started
 
     def answers(self, worker: str, provider: str, *, stream: bool) -> None:
         """Of those it was sent to, this one answers."""
@@ -198,9 +197,9 @@ class Recording:
 
     def add(self, data: bytes) -> None:
         """More of what the client gets to read."""
-        if self._keeps and self._size < _MOST:
+        if self._room > 0:
             self._output.append(data)
-            self._size += len(data)
+            self._room -= len(data)
         else:
             self._tail = data if len(data) >= TAIL else (self._tail + data)[-TAIL:]
 
@@ -221,13 +220,15 @@ class Recording:
         """What a whole answer says of itself."""
         self._told = True
         record = self.record
-        if said.prompt_tokens > 0:
-            record.input_tokens, record.cached_tokens = said.prompt_tokens, said.cached_tokens
-        if said.prompt_tokens > 0 or said.output_tokens > 0:
-            record.output_tokens = said.output_tokens
+        if prompt := said.prompt_tokens:
+            record.input_tokens, record.cached_tokens = prompt, said.cached_tokens
+        if (output := said.output_tokens) or prompt:
+            record.output_tokens = output
         record.finish_reasons = said.finish_reasons
-        if said.id or said.model:
-            record.response_id, record.response_model = said.id, said.model[:_NAME]
+        if model := said.model:
+            record.response_model = model[:_NAME]
+        if id := said.id:
+            record.response_id = id
 
     def failed(self, error: ApiError) -> None:
         """The client is told of an error."""
@@ -245,11 +246,12 @@ class Recording:
 
     def _again(self) -> None:
         self._output.clear()
-        self._size = 0
+        self._room = _MOST if self._keeps else 0
         self._tail = b""
         self._last = 0.0
         self.timing.first_token = None
         self.timing.gaps = []
+        self.record.provider_name = ""
 
     def end(self, status: int, outcome: Outcome, variant: bytes, done: Done | None = None) -> None:
         """It is over, and ``variant`` has answered, or was to.
@@ -274,8 +276,7 @@ class Recording:
         if self._last:
             timing.last_token = self._last
         timing.ended = perf_counter() - self._started
-        output = self._output
-        answer = output[0] if len(output) == 1 else b"".join(output)
+        answer = b"".join(self._output)
         if not self._told and record.output_tokens is None and (answer or self._tail):
             self.told(tally((answer[-TAIL:] + self._tail)[-TAIL:]))
         if not self._begun and record.request_model in self._recorder.names():

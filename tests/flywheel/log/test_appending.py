@@ -413,6 +413,44 @@ def test_who_waits_may_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert len(outcomes(tmp_path)) == 2
 
 
+def test_what_cannot_be_encoded_is_there_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        log = Log(tmp_path)
+        log.start()
+        begin(log, record(1, tags={"a": "\ud800"}))
+        found = await asyncio.gather(
+            *(
+                append(log, one)
+                for one in (record(1, input_tokens=1 << 80), record(2), record(3, user="\ud800", status=404))
+            )
+        )
+        assert found == [True] * 3
+        log.feedback(Feedback(VERSION, "req_4", 5, comment="\ud800"))
+        log.close()
+
+    asyncio.run(run())
+    assert outcomes(tmp_path) == {"req_1": "ok", "req_2": "ok", "req_3": "ok"}
+    assert [one.status for one in records(tmp_path)] == [200, 200, 404]
+    assert kinds(tmp_path)[-1] == (Kind.FEEDBACK, "req_4")
+    assert "can't be written" in caplog.text
+
+
+def test_a_beginning_is_as_it_was_at_the_end_of_its_round(tmp_path: Path) -> None:
+    async def run() -> None:
+        log = Log(tmp_path)
+        log.start()
+        one = record(1, outcome="aborted", target="")
+        begin(log, one)
+        one.target = "a"
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        one.target = "b"
+        log.close()
+
+    asyncio.run(run())
+    assert [one.target for one in records(tmp_path)] == ["a"]
+
+
 def test_an_old_segment_is_closed_without_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flywheel.log.appending._TICK", 0.02)
 

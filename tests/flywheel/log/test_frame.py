@@ -78,3 +78,8 @@ def test_a_segment_may_have_no_frames(data: bytes) -> None:
 def test_another_file_is_refused() -> None:
     with pytest.raises(NotASegmentError, match="no segment"):
         Frames(b"PAR1 and something else")
+
+
+def test_many_frames_are_made_as_one_is() -> None:
+    one_by_one = [piece for body in BODIES for piece in (SALT.header(Kind.BEGIN, body), body)]
+    assert SALT.frames(Kind.BEGIN, BODIES) == one_by_one

@@ -144,6 +144,37 @@ def test_a_stream_that_breaks_is_recorded_as_failed(here: int | None, tmp_path: 
     run(scenario())
 
 
+async def gone(talk: Talk) -> None:
+    talk.reset()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("model", ["chat", "plain"])
+@pytest.mark.parametrize("behave", [obliging, gone, broken, failing(500), failing(400)])
+def test_no_end_is_told_before_it_is_on_record(
+    behave: Any, model: str, stream: bool, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the last byte is of: an answer, an error, or a stream that breaks off."""
+
+    async def scenario() -> None:
+        async with (
+            targets(tmp_path, model_folder, behave) as (section, _),
+            configured(tmp_path, settings(tmp_path) + section) as gateway,
+        ):
+            recorder = gateway.context.recorder
+            assert recorder is not None and recorder.log is not None
+            append: Any = recorder.log.append
+
+            def later(*args: Any) -> None:
+                asyncio.get_running_loop().call_later(0.02, append, *args)
+
+            monkeypatch.setattr(recorder.log, "append", later)
+            await gateway.post(chat(model=model, stream=stream))
+            assert len(records(tmp_path)) == 1
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("here", [None, 0])
 @pytest.mark.parametrize("model", ["chat", "plain"])
 def test_a_client_that_leaves_is_recorded(here: int | None, model: str, tmp_path: Path, model_folder: Path) -> None:
