@@ -50,6 +50,7 @@ def export(
         duckdb.Error: the condition is none, or the disk doesn't take it.
     """
     database.execute("SET parquet_metadata_cache = true")
+    where = f"({where}\n)"  # it may end in a comment
     windows = _windows(database, where)
     total = sum(window.rows for window in windows)
     tell: Callable[[int], None] = (lambda done: None) if progress is None else lambda done: progress(done, total)
@@ -105,7 +106,7 @@ def _windows(database: duckdb.DuckDBPyConnection, where: str) -> list[_Window]:
 
 def _window(where: str, begin: datetime, end: datetime | None, count: int) -> _Window:
     until = "" if end is None else f" AND received < TIMESTAMPTZ '{end.isoformat()}'"
-    return _Window(f"received >= TIMESTAMPTZ '{begin.isoformat()}'{until} AND ({where}\n)", count)
+    return _Window(f"received >= TIMESTAMPTZ '{begin.isoformat()}'{until} AND {where}", count)
 
 
 def _to_parquet(

@@ -10,6 +10,7 @@ import duckdb
 import msgspec
 import pytest
 
+from flywheel import export as export_module
 from flywheel.columns import RECORD_COLUMNS
 from flywheel.compaction import compact
 from flywheel.export import Format, export
@@ -149,6 +150,33 @@ def test_an_export_has_every_row(tmp_path: Path) -> None:
         assert duckdb.read_parquet(str(file)).count("*").fetchall() == [(1201,)]
         export(database, "jsonl", io.BytesIO(), progress=lambda *counts: told.append(counts))
     assert told == [(500, 1201), (1000, 1201), (1201, 1201)]
+
+
+def test_an_export_in_many_ranges_of_time_has_every_row_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is at least a second; one of them has more records than is meant to be."""
+    monkeypatch.setattr(export_module, "_TOGETHER", 7000)
+    items = [
+        record(n * 250_000 if n < 200 else 30_000_000 + n, content=Content("full", b'{"a":1}')) for n in range(260)
+    ]
+    write(tmp_path, *reversed(items[::2]))
+    compact(tmp_path)
+    write(tmp_path, *items[1::2])
+    names = [item.request_id for item in sorted(items, key=lambda item: item.received)]
+    lines, done = exported(tmp_path, "jsonl")
+    assert done == (260, 0)
+    assert [line["request_id"] for line in lines] == names
+    half, done = exported(tmp_path, "jsonl", "received < TIMESTAMPTZ '2023-07-22 04:27:00+00' OR status = 7 -- so far")
+    assert [line["request_id"] for line in half] == names[: len(half)]
+    assert 0 < len(half) < 260
+    file = tmp_path / "out.parquet"
+    with connect(tmp_path) as database:
+        assert len(export_module._windows(database, "true")) > 20
+        assert export_module.export(database, "parquet", file) == (260, 0)
+        assert export_module.export(database, "parquet", tmp_path / "none.parquet", "false") == (0, 0)
+    assert [row[0] for row in duckdb.read_parquet(str(file)).project("request_id").fetchall()] == names
+    assert not list(tmp_path.glob(".penstock-export-*"))
 
 
 def test_conversations_are_exported_with_their_corrections(tmp_path: Path) -> None:
