@@ -146,7 +146,7 @@ def test_a_fallback_costs_no_second_request(here: int | None, tmp_path: Path, mo
 def test_clients_may_leave_at_any_moment(here: int | None, tmp_path: Path, model_folder: Path) -> None:
     async def scenario() -> None:
         text = settings(tmp_path, FALLBACK, tokens="100k/min", concurrent=1).replace(
-            "b]}", "b], timeout: {first_token: 150ms}}"
+            "b]}", "b], timeout: {first_token: 400ms}}"
         )
         async with (
             targets(tmp_path, model_folder, silent, endless, here=here, delay=0.02) as (section, made),
@@ -154,7 +154,7 @@ def test_clients_may_leave_at_any_moment(here: int | None, tmp_path: Path, model
         ):
             if here is not None:
                 made[here].script = lambda submit: [0] * 1000
-            for number, wait in enumerate((0.0, 0.03, 0.17, 0.3), 1):  # also while a fallback is asked, and after that
+            for number, wait in enumerate((0.0, 0.03, 0.42, 0.7), 1):  # also while a fallback is asked, and after that
                 sent = await gateway.send(chat(stream=True), authorization=BEARER)
                 await asyncio.sleep(wait)
                 sent.leave()

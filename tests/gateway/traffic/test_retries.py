@@ -124,7 +124,7 @@ def test_hedges(stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                     slow = number >= 38
                     answer = await asyncio.wait_for(gateway.post(chat(stream=stream)), 1.8)
                     assert answer.status == 200 and outputs.outputs[-1] == answer.body
-                assert gateway.metric("penstock_hedges_won_total") >= 2
+                assert gateway.metric("penstock_hedges_won_total") >= 1
                 await until(lambda: gateway.metric(COMPARED) >= 20)
                 assert not pairs_of(gateway.context) and gateway.context.queued == 0
 
