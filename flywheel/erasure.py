@@ -25,6 +25,7 @@ from flywheel.user_keys import UserKeys, keys_path
 _RECORD_BLANKS: Final = {
     **dict.fromkeys(("user", "session", "error_message"), "''"),
     **dict.fromkeys(("input", "output", "input_hash", "output_hash", "sealed", "embedding", "tags"), "NULL"),
+    "sticky_hash": "NULL",  # names that are guessed can be told by it
     "stop_sequences": "[]",
 }
 _FEEDBACK_BLANKS: Final = {
@@ -74,7 +75,7 @@ def forget(keys: UserKeys | None) -> Callable[[Item], None]:
             if keys is not None:
                 keys.erase_requests([item.request_id])
             item.session = item.error_message = ""
-            item.content = item.embedding = item.tags = None
+            item.content = item.embedding = item.tags = item.sticky_hash = None
             if item.sampling is not None:
                 item.sampling.stop_sequences = ()
         else:

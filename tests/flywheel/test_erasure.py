@@ -30,9 +30,8 @@ def everywhere(folder: Path) -> bytes:
 
 
 def of_user(user: str, number: int, keys: UserKeys | None) -> Record:
-    return record(
-        number, user=user, session=f"session-of-{user}", content=keep("full", SECRET, None, user=user, keys=keys)
-    )
+    kept = keep("full", SECRET, None, user=user, keys=keys)
+    return record(number, user=user, session=f"session-of-{user}", sticky_hash=0.25, content=kept)
 
 
 def asked(folder: Path) -> list[tuple[str, str | None]]:
@@ -56,6 +55,8 @@ def test_an_erased_user_is_gone_and_others_are_not(tmp_path: Path, compacted: bo
     assert b"ann" not in everywhere(tmp_path)
     with connect(tmp_path, keys.unseal) as database:
         assert database.execute('SELECT "user", comment FROM feedback').fetchall() == [("", None)]
+        drawn = database.execute('SELECT "user", sticky_hash FROM records ORDER BY received').fetchall()
+        assert drawn == [("", None), ("bob", 0.25)]
     erase(tmp_path, "ann")
     assert len(asked(tmp_path)) == 2
 
