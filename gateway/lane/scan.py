@@ -128,11 +128,11 @@ _Tokens = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
 """A count that is believed: what is summed up must never fall, or overflow."""
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Tokens | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     """As ``/v1/chat/completions`` says it, ``/v1/responses``, or ``/v1/messages``."""
 
     prompt_tokens: _Tokens = 0
@@ -144,16 +144,16 @@ class _Usage(msgspec.Struct):
     cache_read_input_tokens: _Tokens | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     finish_reason: str | None = None
 
 
-class _Incomplete(msgspec.Struct):
+class _Incomplete(msgspec.Struct, gc=False):
     reason: str | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, gc=False):
     """``choices`` have a reason each; a message has a ``stop_reason``, and a response a ``status``."""
 
     id: str = ""
@@ -242,8 +242,11 @@ def stream_reasons(events: bytes) -> tuple[str, ...]:
 
 
 def _reasons_of(answer: _Answer) -> tuple[str, ...]:
-    if answer.choices:
-        return tuple(choice.finish_reason or "" for choice in answer.choices)
+    choices = answer.choices
+    if len(choices) == 1:  # nearly always; a generator takes half a microsecond
+        return (choices[0].finish_reason or "",)
+    if choices:
+        return tuple(choice.finish_reason or "" for choice in choices)
     reason = answer.stop_reason or (answer.incomplete_details and answer.incomplete_details.reason) or answer.status
     return (_REASONS.get(reason, reason),) if reason else ()
 
